@@ -1,0 +1,75 @@
+"""What an engine is told: one frozen, typed object. Unknown keys are errors."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pgmoe.errors import ConfigError
+
+
+class EngineConfig(BaseModel):
+    """Options of one engine. Derived values are never written back."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str
+    """Local folder (`~` is expanded) or hub id of a Hugging Face checkpoint in safetensors."""
+
+    served_model_name: str | None = None
+    """Name in API answers and metrics; the folder's or hub id's last part where None."""
+
+    device: str = "auto"
+    """`auto` (the accelerator if there is one), `cpu`, `cuda`, `cuda:1`, …"""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Compute type. `auto` is the type the experts are stored in; no other is accepted for them."""
+
+    device_memory: str | int = "100%"
+    """Bytes for weights on the device: `600MiB` covers dense weights and expert slots together;
+    `50%` is slots for that share of the experts' bytes, dense weights beside it."""
+
+    host_memory: str | int = "auto"
+    """Bytes of RAM for a copy of the experts between disk and device. `0`: none, experts are read from
+    disk. `auto`: all of them on an accelerator where they fit, none on a CPU."""
+
+    policy: str = "lru"
+    """Eviction policy of the expert slots, by name."""
+
+    direct_io: bool = True
+    """Read experts past the page cache (O_DIRECT) where the file system allows it."""
+
+    num_readers: int = Field(default=4, ge=1, le=64)
+    """Threads that read experts from disk."""
+
+    num_threads: int | None = Field(default=None, ge=1)
+    """Compute threads; torch's own choice where None."""
+
+    max_model_len: int | None = Field(default=None, ge=2)
+    """Longest prompt plus answer in tokens; the model's own limit where None."""
+
+    max_running: int = Field(default=4, ge=1)
+    """Requests that hold a KV cache at once; they take turns, a step each."""
+
+    max_waiting: int = Field(default=64, ge=0)
+    """Requests that may wait for a turn; one more is refused with EngineOverloaded."""
+
+    prefill_chunk: int = Field(default=512, ge=1)
+    """Most prompt tokens in one step, so that a long prompt does not hold up the others."""
+
+    @classmethod
+    def parse(cls, options: dict[str, object]) -> EngineConfig:
+        """Build from plain data. Raises ConfigError that names each option at fault."""
+        try:
+            return cls.model_validate(options)
+        except ValidationError as error:
+            faults = "; ".join(
+                f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()
+            )
+            raise ConfigError(f"engine options: {faults}") from None
+
+    @property
+    def name(self) -> str:
+        """The name that clients use for this model."""
+        return self.served_model_name or self.model.rstrip("/").rpartition("/")[2]

@@ -1,0 +1,168 @@
+"""What goes into an engine and what comes out: plain frozen data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pgmoe.errors import InvalidRequest
+
+FinishReason = Literal["stop", "length"]
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+
+
+def _check(ok: bool, param: str, value: object, limit: str) -> None:
+    if not ok:
+        raise InvalidRequest(f"{param} must be {limit}, got {value!r}", param)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen. Raises InvalidRequest for a value out of its range."""
+
+    max_tokens: int | None = None
+    """Most tokens to generate; up to the end of the context where None."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 is off."""
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    """Multiplicative, over prompt and answer (arXiv 1909.05858); 1 is off."""
+    presence_penalty: float = 0.0
+    """Subtracted once from the logit of each token already in the answer."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit for each time it stands in the answer."""
+    stop: tuple[str, ...] = ()
+    """The answer ends before the first of these strings."""
+    ignore_eos: bool = False
+    """Go on past the end-of-sequence token (benchmarks)."""
+    seed: int | None = None
+    """Two requests with the same seed, prompt and parameters get the same answer."""
+    logprobs: int | None = None
+    """Report each token's log-probability and those of this many likeliest ones (0 to 20)."""
+
+    def __post_init__(self) -> None:
+        numbers = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+        for name in numbers:
+            value = getattr(self, name)
+            ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            _check(ok, name, value, "a finite number")
+        for name in ("max_tokens", "top_k", "seed", "logprobs"):
+            value = getattr(self, name)
+            ok = (value is None and name != "top_k") or (isinstance(value, int) and not isinstance(value, bool))
+            _check(ok, name, value, "an integer")
+        _check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
+        _check(0 <= self.temperature <= 10, "temperature", self.temperature, "between 0 and 10")
+        _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _check(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
+        _check(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
+        _check(0 < self.repetition_penalty <= 10, "repetition_penalty", self.repetition_penalty, "above 0 and at most 10")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check(-2 <= getattr(self, name) <= 2, name, getattr(self, name), "between -2 and 2")
+        ok = all(isinstance(s, str) and s for s in self.stop) and len(self.stop) <= MAX_STOP_STRINGS
+        _check(ok, "stop", self.stop, f"at most {MAX_STOP_STRINGS} non-empty strings")
+        _check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", self.seed, "a 64-bit integer")
+        ok = self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS
+        _check(ok, "logprobs", self.logprobs, f"between 0 and {MAX_LOGPROBS}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt to answer. Exactly one of `prompt` and `prompt_token_ids` is given."""
+
+    request_id: str
+    prompt: str | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    params: SamplingParams = field(default_factory=SamplingParams)
+    timeout_s: float | None = None
+    """The engine ends the request with DeadlineExceeded this long after it was submitted."""
+    add_special_tokens: bool = True
+    """Whether the tokenizer adds BOS and the like; a chat template has written them already."""
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (self.prompt_token_ids is None):
+            raise InvalidRequest("give exactly one of prompt and prompt_token_ids", "prompt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLogprob:
+    """One generated token, its natural-log probability and the likeliest alternatives (best first)."""
+
+    token_id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+    """(token id, text, log-probability)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What one request cost."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    expert_hits: int = 0
+    expert_misses: int = 0
+    expert_bytes: int = 0
+    """Bytes moved to the device for this request's misses."""
+    expert_stall_s: float = 0.0
+    """Seconds that its steps waited for experts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestOutput:
+    """A piece of an answer: what is new since the last piece. The last one has `finish_reason` and `usage`."""
+
+    request_id: str
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether this is the last piece."""
+        return self.finish_reason is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """A whole answer, as `LLM.generate` returns it."""
+
+    request_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    finish_reason: FinishReason
+    usage: Usage
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What an engine serves, for `GetModelInfo`, `/v1/models` and the CLI."""
+
+    name: str
+    architecture: str
+    device: str
+    dtype: str
+    num_moe_layers: int
+    num_experts: int
+    """Per layer."""
+    top_k: int
+    dense_bytes: int
+    expert_bytes: int
+    """Of one expert."""
+    num_slots: int
+    """Experts that fit on the device at once."""
+    max_model_len: int
+    is_encoder_decoder: bool
+
+    @property
+    def total_bytes(self) -> int:
+        """Dense weights and all experts."""
+        return self.dense_bytes + self.num_moe_layers * self.num_experts * self.expert_bytes
