@@ -1,7 +1,8 @@
 """The table of every metric: the one place where a name, its kind, labels and buckets are written.
 
 Base units (seconds, bytes), `_total` on counters, suffixes as vLLM's where it has the same thing. All carry
-the labels of `COMMON_LABELS` besides their own. Under Ray Serve, Ray puts `ray_` before the name.
+the labels of `COMMON_LABELS` besides their own. The names are the same in the library's exporter and on the
+Serve application's `/metrics`, which joins the pages of all engine replicas.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 COMMON_LABELS = ("model_name", "replica")
-RAY_PREFIX = "ray_"
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 TRANSFER_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
 
@@ -24,11 +24,6 @@ class Metric:
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
-
-    @property
-    def in_ray(self) -> str:
-        """The name under which Ray exports it."""
-        return RAY_PREFIX + self.name
 
 
 def _counter(name: str, help: str, *labels: str) -> Metric:
