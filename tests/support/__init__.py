@@ -1,0 +1,1 @@
+"""What several test folders share: tiny checkpoints and plain reference parts."""
