@@ -1,0 +1,1 @@
+"""What watches a running pgmoe: Prometheus' scrape configuration and the Grafana dashboard."""
