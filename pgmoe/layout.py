@@ -1,16 +1,23 @@
-"""One expert as bytes: which tensors, where in its blob, and where they lie in the checkpoint's files.
+"""One expert as bytes: which tensors, where in its slot, and where they lie in the checkpoint's files.
 
-The plain data that loader, stores and compute share. Shape letters: E experts, D model width, I expert width.
+The plain data that loader, stores and compute share. Shape letters: D model width, I expert width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-TENSOR_ALIGN = 64  # bytes; a cache line, and a multiple of every dtype's size
+PAGE = 4096
+"""Bytes. File offsets, lengths and addresses of O_DIRECT reads are multiples of it; so are slot sizes."""
+
+
+def round_up(num_bytes: int, step: int = PAGE) -> int:
+    """The smallest multiple of `step` that is at least `num_bytes`."""
+    return -(-num_bytes // step) * step
 
 
 class ExpertId(NamedTuple):
@@ -21,65 +28,111 @@ class ExpertId(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TensorSlice:
-    """One tensor of an expert inside its blob."""
-
-    name: str
-    shape: tuple[int, ...]
-    offset: int
-    """Bytes from the start of the blob."""
-
-
-@dataclass(frozen=True)
-class BlobLayout:
-    """Fixed order of an expert's tensors in its blob; the same for all experts of a layer."""
-
-    tensors: tuple[TensorSlice, ...]
-    dtype: torch.dtype
-    nbytes: int
-
-    @classmethod
-    def pack(cls, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> BlobLayout:
-        """Lay tensors of these shapes one after another, each on a TENSOR_ALIGN boundary."""
-        offset, tensors = 0, []
-        for name, shape in shapes.items():
-            tensors.append(TensorSlice(name, shape, offset))
-            size = torch.Size(shape).numel() * dtype.itemsize
-            offset += -(-size // TENSOR_ALIGN) * TENSOR_ALIGN
-        return cls(tuple(tensors), dtype, offset)
-
-    def views(self, blob: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The blob's tensors as views; `blob` is uint8 and at least `nbytes` long."""
-        found = {}
-        for t in self.tensors:
-            size = torch.Size(t.shape).numel() * self.dtype.itemsize
-            found[t.name] = blob[t.offset : t.offset + size].view(self.dtype).view(t.shape)
-        return found
-
-
-@dataclass(frozen=True)
 class Extent:
-    """A byte range of a file and its place in the blob."""
+    """A byte range of a file and the place it goes to: bytes into the tensor of this name."""
 
     path: str
     offset: int
     nbytes: int
-    blob_offset: int
+    tensor: str
+    tensor_offset: int
+
+
+@dataclass(frozen=True)
+class TensorRegion:
+    """One tensor of an expert and the page-aligned region kept for it in a slot.
+
+    The region is a page longer than the tensor: the tensor starts up to a page late in it, so that it
+    can lie at the same distance from a page boundary as in its file and be read there directly.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    offset: int
+    """Bytes from the start of the slot to the start of the region."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor itself."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class BlobLayout:
+    """Fixed order of an expert's tensors in a slot; the same for all experts of a layer."""
+
+    regions: tuple[TensorRegion, ...]
+
+    @classmethod
+    def pack(cls, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> BlobLayout:
+        """Lay regions for tensors of these shapes one after another."""
+        regions: list[TensorRegion] = []
+        offset = 0
+        for name, shape in shapes.items():
+            regions.append(TensorRegion(name, shape, dtype, offset))
+            offset += round_up(regions[-1].nbytes) + PAGE
+        return cls(tuple(regions))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the tensors alone."""
+        return sum(r.nbytes for r in self.regions)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a slot that holds one expert, a multiple of PAGE."""
+        last = self.regions[-1]
+        return last.offset + round_up(last.nbytes) + PAGE
+
+    def starts(self, extents: Sequence[Extent]) -> dict[str, int]:
+        """Where in a slot each tensor starts: as far from a page boundary as its first extent's file offset."""
+        phase = {e.tensor: e.offset % PAGE for e in extents if e.tensor_offset == 0}
+        return {r.name: r.offset + phase[r.name] for r in self.regions}
+
+    def views(self, slot: torch.Tensor, starts: dict[str, int]) -> dict[str, torch.Tensor]:
+        """The expert's tensors as views of `slot` (uint8, at least `slot_bytes` long)."""
+        found = {}
+        for r in self.regions:
+            start = starts[r.name]
+            found[r.name] = slot[start : start + r.nbytes].view(r.dtype).view(r.shape)
+        return found
+
+
+@dataclass(frozen=True)
+class ExpertFFN:
+    """How an expert turns x (T, D) into its output (T, D), given its tensors.
+
+    up: (2I, D) or (I, D); down: (D, I); both the other way round where `transposed`. Tensors `up_bias` and
+    `down_bias` are added where the layout has them. y = output_scale * post_norm(down @ activation(up @ x)).
+    """
+
+    activation: Callable[[torch.Tensor], torch.Tensor]
+    """(T, 2I or I) -> (T, I); does the gating where there is any."""
+    transposed: bool = False
+    output_scale: float = 1.0
+    post_norm: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class ExpertLayer:
-    """The routed experts of one MoE layer: their layout and where each one's bytes lie."""
+    """The routed experts of one MoE layer: how they are laid out, computed, and where their bytes lie."""
 
     name: str
     """Module path in the model, e.g. `model.layers.3.mlp.experts`."""
     layout: BlobLayout
+    ffn: ExpertFFN
     extents: tuple[tuple[Extent, ...], ...]
-    """For each expert, the ranges that fill its blob."""
+    """For each expert, the ranges that fill its tensors."""
     top_k: int
     """Experts that one token uses."""
 
     @property
     def num_experts(self) -> int:
-        """E."""
+        """Experts in this layer."""
         return len(self.extents)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the experts' weights."""
+        return self.layout.regions[0].dtype

@@ -1,0 +1,177 @@
+"""The experts of a whole model in a limited number of slots, lent to one MoE layer at a time."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+import torch
+from torch import Tensor
+
+from pgmoe.experts.cache import ExpertCache, SlotState
+from pgmoe.experts.link import Arrival, Link
+from pgmoe.experts.slots import SlotArena
+from pgmoe.experts.stores.base import ExpertStore
+from pgmoe.layout import ExpertId, ExpertLayer
+from pgmoe.metrics.stats import ExpertStats
+
+Weights = dict[str, Tensor]
+"""An expert's tensors by name, as views of its slot."""
+
+
+@dataclass(frozen=True)
+class LentExpert:
+    """One expert, ready to compute with until the next one is asked for."""
+
+    index: int
+    weights: Weights
+
+
+class ExpertPool:
+    """Lends experts: those in slots at once, the others as they arrive. Used by the computing thread alone."""
+
+    def __init__(
+        self,
+        layers: tuple[ExpertLayer, ...],
+        store: ExpertStore,
+        arena: SlotArena,
+        cache: ExpertCache,
+        link: Link,
+        stats: ExpertStats,
+    ) -> None:
+        self._layers = layers
+        self._store = store
+        self._arena = arena
+        self._cache = cache
+        self._link = link
+        self._stats = stats
+        self._weights: dict[ExpertId, Weights] = {}
+        stats.slots = arena.num_slots
+
+    @contextmanager
+    def lease(self, layer: int, experts: Sequence[int]) -> Iterator[Iterator[LentExpert]]:
+        """Lend these distinct experts of one layer, each exactly once, in the order in which they are ready.
+
+        Resident ones come first while the missing are read. Works with fewer slots than experts: a slot is
+        given on as soon as its expert has been computed. The iterator raises ExpertReadError if an expert's
+        bytes cannot be had. Nothing stays pinned or in flight after the `with` block.
+        """
+        lease = _Lease(self, layer, experts)
+        try:
+            yield lease.lend()
+        finally:
+            lease.settle()
+            self._stats.resident = len(self._cache)
+
+    def close(self) -> None:
+        """Stop reading and give back files."""
+        self._link.close()
+        self._store.close()
+
+    # What a lease does to the pool, step by step.
+
+    def split(self, experts: Sequence[ExpertId]) -> tuple[list[ExpertId], list[ExpertId]]:
+        """(ready and now pinned, missing); counted as hits and misses."""
+        ready = [e for e in experts if self._cache.state(e) is SlotState.READY]
+        missing = [e for e in experts if self._cache.state(e) is SlotState.MISSING]
+        for expert in ready:
+            self._cache.pin(expert)
+        if experts:
+            self._stats.hits[experts[0].layer] += len(ready)
+            self._stats.misses[experts[0].layer] += len(missing)
+        return ready, missing
+
+    def order(self, expert: ExpertId, arrivals: SimpleQueue[Arrival]) -> bool:
+        """Start fetching a missing expert; False if no slot can be had now."""
+        reserved = self._cache.begin(expert)
+        if reserved is None:
+            return False
+        slot, evicted = reserved
+        if evicted is not None:
+            del self._weights[evicted]
+            self._stats.evictions[evicted.layer] += 1
+        self._link.fetch(expert, self._arena.slot(slot), arrivals)
+        return True
+
+    def receive(self, arrival: Arrival) -> None:
+        """Book an arrival; a failed one leaves its slot free."""
+        expert = arrival.expert
+        if arrival.error is not None:
+            self._cache.abandon(expert)
+            return
+        if arrival.event is not None:
+            torch.get_device_module(self._arena.slot(0).device).current_stream().wait_event(arrival.event)
+        slot = self._arena.slot(self._cache.slot_of(expert))
+        self._weights[expert] = self._layers[expert.layer].layout.views(slot, self._store.starts(expert))
+        self._cache.finish(expert)
+        self._stats.transfer_bytes[self._link.name] += arrival.num_bytes
+        self._stats.transfer_s.append(arrival.seconds)
+
+    def lend(self, expert: ExpertId) -> LentExpert:
+        """A pinned expert's weights."""
+        return LentExpert(expert.expert, self._weights[expert])
+
+    def pin(self, expert: ExpertId) -> None:
+        """Keep it in its slot."""
+        self._cache.pin(expert)
+
+    def unpin(self, expert: ExpertId) -> None:
+        """It may go."""
+        self._cache.unpin(expert)
+
+    def stalled(self, seconds: float) -> None:
+        """Count time that compute waited."""
+        self._stats.stall_s += seconds
+
+
+class _Lease:
+    """One layer's turn: what is still pinned, missing and under way."""
+
+    def __init__(self, pool: ExpertPool, layer: int, experts: Sequence[int]) -> None:
+        self._pool = pool
+        ready, missing = pool.split([ExpertId(layer, e) for e in experts])
+        self._ready, self._missing = deque(ready), deque(missing)
+        self._pinned = set(ready)
+        self._arrivals: SimpleQueue[Arrival] = SimpleQueue()
+        self._in_flight = 0
+
+    def lend(self) -> Iterator[LentExpert]:
+        self._order()
+        while self._ready or self._in_flight:
+            if not self._ready:
+                self._wait()
+            expert = self._ready.popleft()
+            yield self._pool.lend(expert)
+            self._pinned.remove(expert)
+            self._pool.unpin(expert)
+            self._order()
+        assert not self._missing, self._missing
+
+    def settle(self) -> None:
+        """Wait for what is still under way and unpin everything."""
+        while self._in_flight:
+            self._in_flight -= 1
+            self._pool.receive(self._arrivals.get())
+        for expert in self._pinned:
+            self._pool.unpin(expert)
+
+    def _order(self) -> None:
+        while self._missing and self._pool.order(self._missing[0], self._arrivals):
+            self._missing.popleft()
+            self._in_flight += 1
+
+    def _wait(self) -> None:
+        begin = time.perf_counter()
+        arrival = self._arrivals.get()
+        self._pool.stalled(time.perf_counter() - begin)
+        self._in_flight -= 1
+        self._pool.receive(arrival)
+        if arrival.error is not None:
+            raise arrival.error
+        self._pool.pin(arrival.expert)
+        self._pinned.add(arrival.expert)
+        self._ready.append(arrival.expert)

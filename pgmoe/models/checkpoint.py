@@ -1,0 +1,150 @@
+"""A Hugging Face checkpoint on disk, checked before anything is loaded from it: which tensors, where, what type."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from pgmoe.errors import CheckpointError, CorruptCheckpoint, UnsupportedModel
+
+INDEX = "model.safetensors.index.json"
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+    "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+    "BOOL": torch.bool,
+}  # fmt: skip
+_HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja", "*.txt"]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a safetensors file; `offset` and `nbytes` are within the file."""
+
+    key: str
+    path: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+    def __getitem__(self, whole: object) -> torch.Tensor:
+        """`tensor[...]` reads it from the file; this is all that transformers asks of a lazy tensor."""
+        if whole is not Ellipsis:
+            raise IndexError(f"{self.key}: a stored tensor is read whole, with [...]")
+        data = torch.empty(self.nbytes, dtype=torch.uint8)
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self.offset)
+            view = memoryview(data.numpy())
+            done = 0
+            while done < self.nbytes:
+                count = file.readinto(view[done:])
+                if not count:
+                    raise CorruptCheckpoint(f"{self.path}: ends inside tensor {self.key}; copy the file again")
+                done += count
+        return data.view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with config.json and every safetensors file its index names, headers read and checked."""
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+
+    @classmethod
+    def open(cls, model: str) -> Checkpoint:
+        """Open a local folder or, through the hub's client, a hub id.
+
+        Raises CheckpointError, UnsupportedModel or CorruptCheckpoint with what is wrong and what to do.
+        """
+        folder = resolve_folder(model)
+        config = _read_json(folder / "config.json")
+        if "quantization_config" in config:
+            method = config["quantization_config"].get("quant_method", "unknown")
+            raise UnsupportedModel(f"{folder}: quantised checkpoint ({method}); serve a float32, bfloat16 or float16 one")
+        tensors: dict[str, StoredTensor] = {}
+        for path in _weight_files(folder):
+            tensors.update(read_header(path))
+        _check_index(folder, tensors)
+        return cls(folder, config, tensors)
+
+
+def resolve_folder(model: str) -> Path:
+    """The local folder of a model: a path (`~` expanded) or a hub id, whose files are fetched into the hub's cache."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_absolute() or model.startswith(("~", ".")) or model.count("/") != 1:
+        raise CheckpointError(f"{model}: no such folder")
+    try:
+        return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise CheckpointError(
+            f"{model}: neither a local folder nor to be had from the hub ({type(error).__name__}: {error})"
+        ) from error
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file. Raises CorruptCheckpoint where header and file do not agree."""
+    try:
+        with safe_open(path, framework="pt"):  # the library checks header, offsets and file length
+            pass
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header: dict[str, Any] = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
+        raise CorruptCheckpoint(f"{path}: not a whole safetensors file ({error}); copy it again") from error
+    header.pop("__metadata__", None)
+    tensors = {}
+    for key, entry in header.items():
+        if entry["dtype"] not in _DTYPES:
+            raise UnsupportedModel(f"{path}: tensor {key} has type {entry['dtype']}, which is not served")
+        begin, end = entry["data_offsets"]
+        dtype = _DTYPES[entry["dtype"]]
+        tensors[key] = StoredTensor(key, str(path), dtype, tuple(entry["shape"]), 8 + length + begin, end - begin)
+    return tensors
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent}: no {path.name}; give a Hugging Face checkpoint folder") from None
+    except (OSError, ValueError) as error:
+        raise CorruptCheckpoint(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CorruptCheckpoint(f"{path}: holds no JSON object")
+    return content
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / INDEX).exists():
+        names = set(_read_json(folder / INDEX).get("weight_map", {}).values())
+        missing = sorted(n for n in names if not (folder / n).is_file())
+        if missing:
+            raise CorruptCheckpoint(f"{folder}: missing {len(missing)} of {len(names)} shards: {', '.join(missing[:3])}")
+        return sorted(folder / n for n in names)
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        return files
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+        raise UnsupportedModel(f"{folder}: only pickled weights; convert them to safetensors (save_pretrained does)")
+    raise CheckpointError(f"{folder}: no *.safetensors file")
+
+
+def _check_index(folder: Path, tensors: dict[str, StoredTensor]) -> None:
+    if not (folder / INDEX).exists():
+        return
+    lost = sorted(set(_read_json(folder / INDEX)["weight_map"]) - set(tensors))
+    if lost:
+        raise CorruptCheckpoint(f"{folder}: {len(lost)} tensors of the index are in no shard, e.g. {lost[0]}")

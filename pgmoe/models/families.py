@@ -1,0 +1,17 @@
+"""What differs between model families: how their experts are taken out, and where they plug in again."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from pgmoe.models.socket import ExpertSocket, empty_fused, fused_sockets
+
+
+def empty_experts(model: PreTrainedModel) -> None:
+    """Take all routed experts out of a freshly built model. Doing it again changes nothing."""
+    empty_fused(model)
+
+
+def find_sockets(model: PreTrainedModel) -> list[ExpertSocket]:
+    """The sockets of an emptied model, in execution order; none for a dense model."""
+    return fused_sockets(model)
