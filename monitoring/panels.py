@@ -27,7 +27,7 @@ class Panel:
     title: str
     help: str
     unit: str
-    """Grafana's name of it: `s`, `Bps` (bytes per second), `cps` (events per second), `percentunit` (0 to 1)."""
+    """Grafana's name of it: `s`, `Bps` (bytes per second), `cps` (events per second), `percentunit` (0..1)"""
     queries: tuple[Query, ...]
     width: int = 6
     """Columns of `GRID_WIDTH`."""
