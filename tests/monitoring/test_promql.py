@@ -53,10 +53,10 @@ def test_the_hit_rate_counts_all_replicas_of_a_layer(tmp_path: Path) -> None:
     given = [
         series(names.EXPERT_HITS, "0+30x10", layer="1"),
         series(names.EXPERT_HITS, "0+60x10", layer="1", replica="b"),
-        series(names.EXPERT_MISSES, "0+10x10", layer="1"),
+        series(names.EXPERT_MISSES, "0+30x10", layer="1"),
         series(names.EXPERT_MISSES, "0+7x10", layer="2"),
     ]
-    by_layer = {'{model_name="m", layer="1"}': 0.9, '{model_name="m", layer="2"}': 0}
+    by_layer = {'{model_name="m", layer="1"}': 0.75, '{model_name="m", layer="2"}': 0}
     check(tmp_path, share(names.EXPERT_HITS, names.EXPERT_MISSES, "layer"), given, by_layer)
 
 
