@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -46,21 +47,35 @@ class SamplingParams:
     """Report each token's log-probability and those of this many likeliest ones (0 to 20)."""
 
     def __post_init__(self) -> None:
-        numbers = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+        numbers = (
+            "temperature",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+        )
         for name in numbers:
             value = getattr(self, name)
             ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             _check(ok, name, value, "a finite number")
         for name in ("max_tokens", "top_k", "seed", "logprobs"):
             value = getattr(self, name)
-            ok = (value is None and name != "top_k") or (isinstance(value, int) and not isinstance(value, bool))
+            ok = (value is None and name != "top_k") or (
+                isinstance(value, int) and not isinstance(value, bool)
+            )
             _check(ok, name, value, "an integer")
         _check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
         _check(0 <= self.temperature <= 10, "temperature", self.temperature, "between 0 and 10")
         _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         _check(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
         _check(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
-        _check(0 < self.repetition_penalty <= 10, "repetition_penalty", self.repetition_penalty, "above 0 and at most 10")
+        _check(
+            0 < self.repetition_penalty <= 10,
+            "repetition_penalty",
+            self.repetition_penalty,
+            "above 0 and at most 10",
+        )
         for name in ("presence_penalty", "frequency_penalty"):
             _check(-2 <= getattr(self, name) <= 2, name, getattr(self, name), "between -2 and 2")
         ok = all(isinstance(s, str) and s for s in self.stop) and len(self.stop) <= MAX_STOP_STRINGS
@@ -140,6 +155,22 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...]
     finish_reason: FinishReason
     usage: Usage
+
+    @classmethod
+    def join(cls, pieces: Iterable[RequestOutput]) -> Completion:
+        """Put all pieces of one answer together, the finished one last."""
+        parts = list(pieces)
+        last = parts[-1]
+        assert last.finish_reason is not None
+        assert last.usage is not None
+        return cls(
+            request_id=last.request_id,
+            text="".join(p.text for p in parts),
+            token_ids=tuple(t for p in parts for t in p.token_ids),
+            logprobs=tuple(t for p in parts for t in p.logprobs),
+            finish_reason=last.finish_reason,
+            usage=last.usage,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,13 +19,28 @@ class ExpertStats:
     evictions: Counter[int] = field(default_factory=Counter)
     transfer_bytes: Counter[str] = field(default_factory=Counter)
     """Bytes copied, by link: `disk_to_host`, `disk_to_device`, `host_to_device`."""
-    transfer_s: deque[float] = field(default_factory=lambda: deque(maxlen=65536))
+    transfer_s: deque[float] = field(default_factory=lambda: deque(maxlen=65536), repr=False)
     """Seconds each expert's copy took; readers pop from the left."""
     stall_s: float = 0.0
     """Seconds that compute waited for copies."""
     resident: int = 0
     """Experts in slots now."""
     slots: int = 0
+
+    @property
+    def num_hits(self) -> int:
+        """Of all layers."""
+        return self.hits.total()
+
+    @property
+    def num_misses(self) -> int:
+        """Of all layers."""
+        return self.misses.total()
+
+    @property
+    def num_bytes(self) -> int:
+        """Over all links."""
+        return self.transfer_bytes.total()
 
 
 @dataclass
@@ -39,9 +54,9 @@ class EngineStats:
     generation_tokens: int = 0
     finished: Counter[str] = field(default_factory=Counter)
     """Requests ended, by reason: `stop`, `length`, `cancelled`, `error`, `timeout`, `rejected`."""
-    time_to_first_token_s: deque[float] = field(default_factory=lambda: deque(maxlen=65536))
-    inter_token_s: deque[float] = field(default_factory=lambda: deque(maxlen=65536))
-    queue_s: deque[float] = field(default_factory=lambda: deque(maxlen=65536))
+    time_to_first_token_s: deque[float] = field(default_factory=lambda: deque(maxlen=65536), repr=False)
+    inter_token_s: deque[float] = field(default_factory=lambda: deque(maxlen=65536), repr=False)
+    queue_s: deque[float] = field(default_factory=lambda: deque(maxlen=65536), repr=False)
     """Seconds from submission to the first step."""
-    e2e_s: deque[float] = field(default_factory=lambda: deque(maxlen=65536))
+    e2e_s: deque[float] = field(default_factory=lambda: deque(maxlen=65536), repr=False)
     """Readers of the deques pop from the left, one reader at most."""

@@ -70,7 +70,9 @@ def plan_bytes(checkpoint: Checkpoint, whole: PreTrainedModel, sockets: list[Exp
         sources.tensors[pattern or key].append(checkpoint.tensors[key])
     lost = [t for t, sources in targets.items() if not sources.tensors]
     if lost:
-        raise CorruptCheckpoint(f"{checkpoint.folder}: no weights for {len(lost)} expert tensors, e.g. {lost[0]}")
+        raise CorruptCheckpoint(
+            f"{checkpoint.folder}: no weights for {len(lost)} expert tensors, e.g. {lost[0]}"
+        )
     return BytePlan(tuple(_layer(socket, targets) for socket in sockets), tuple(dense))
 
 
@@ -115,7 +117,9 @@ def _ranges(socket: ExpertSocket, key: str, sources: _Sources, expert: int, tens
     operations = [type(o) for o in sources.converter.operations]
     if operations not in ([MergeModulelist], [MergeModulelist, Concatenate]):
         names = ", ".join(o.__name__ for o in operations)
-        raise UnsupportedModel(f"{key}: stored in a form that needs {names}; save it with save_pretrained first")
+        raise UnsupportedModel(
+            f"{key}: stored in a form that needs {names}; save it with save_pretrained first"
+        )
     ranges, place = [], 0
     for pattern in sources.converter.source_patterns:
         stored_list = sources.tensors.get(pattern, [])

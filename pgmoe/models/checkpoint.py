@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from pgmoe.errors import CheckpointError, CorruptCheckpoint, UnsupportedModel
@@ -48,7 +48,9 @@ class StoredTensor:
             while done < self.nbytes:
                 count = file.readinto(view[done:])
                 if not count:
-                    raise CorruptCheckpoint(f"{self.path}: ends inside tensor {self.key}; copy the file again")
+                    raise CorruptCheckpoint(
+                        f"{self.path}: ends inside tensor {self.key}; copy the file again"
+                    )
                 done += count
         return data.view(self.dtype).view(self.shape)
 
@@ -71,7 +73,9 @@ class Checkpoint:
         config = _read_json(folder / "config.json")
         if "quantization_config" in config:
             method = config["quantization_config"].get("quant_method", "unknown")
-            raise UnsupportedModel(f"{folder}: quantised checkpoint ({method}); serve a float32, bfloat16 or float16 one")
+            raise UnsupportedModel(
+                f"{folder}: quantised checkpoint ({method}); serve a float32, bfloat16 or float16 one"
+            )
         tensors: dict[str, StoredTensor] = {}
         for path in _weight_files(folder):
             tensors.update(read_header(path))
@@ -111,7 +115,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             raise UnsupportedModel(f"{path}: tensor {key} has type {entry['dtype']}, which is not served")
         begin, end = entry["data_offsets"]
         dtype = _DTYPES[entry["dtype"]]
-        tensors[key] = StoredTensor(key, str(path), dtype, tuple(entry["shape"]), 8 + length + begin, end - begin)
+        tensors[key] = StoredTensor(
+            key, str(path), dtype, tuple(entry["shape"]), 8 + length + begin, end - begin
+        )
     return tensors
 
 
@@ -119,7 +125,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path.parent}: no {path.name}; give a Hugging Face checkpoint folder") from None
+        raise CheckpointError(
+            f"{path.parent}: no {path.name}; give a Hugging Face checkpoint folder"
+        ) from None
     except (OSError, ValueError) as error:
         raise CorruptCheckpoint(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(content, dict):
@@ -132,13 +140,17 @@ def _weight_files(folder: Path) -> list[Path]:
         names = set(_read_json(folder / INDEX).get("weight_map", {}).values())
         missing = sorted(n for n in names if not (folder / n).is_file())
         if missing:
-            raise CorruptCheckpoint(f"{folder}: missing {len(missing)} of {len(names)} shards: {', '.join(missing[:3])}")
+            raise CorruptCheckpoint(
+                f"{folder}: missing {len(missing)} of {len(names)} shards: {', '.join(missing[:3])}"
+            )
         return sorted(folder / n for n in names)
     files = sorted(folder.glob("*.safetensors"))
     if files:
         return files
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
-        raise UnsupportedModel(f"{folder}: only pickled weights; convert them to safetensors (save_pretrained does)")
+        raise UnsupportedModel(
+            f"{folder}: only pickled weights; convert them to safetensors (save_pretrained does)"
+        )
     raise CheckpointError(f"{folder}: no *.safetensors file")
 
 

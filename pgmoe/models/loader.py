@@ -105,7 +105,11 @@ def without_experts(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]
         model_class.__init__(self, config, *args, **kwargs)
         empty_experts(self)
 
-    body = {"__init__": __init__, "__module__": model_class.__module__, "config_class": model_class.config_class}
+    body = {
+        "__init__": __init__,
+        "__module__": model_class.__module__,
+        "config_class": model_class.config_class,
+    }
     return type(model_class.__name__, (model_class,), body)
 
 
@@ -124,16 +128,22 @@ def _model_class(checkpoint: Checkpoint, config: PretrainedConfig) -> type[PreTr
     names = config.architectures or []
     found = getattr(transformers, names[0], None) if names else None
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
-        raise UnsupportedModel(f"{checkpoint.folder}: architecture {names or 'none'} is not one of transformers'")
+        raise UnsupportedModel(
+            f"{checkpoint.folder}: architecture {names or 'none'} is not one of transformers'"
+        )
     if not found.can_generate():
-        raise UnsupportedModel(f"{checkpoint.folder}: {names[0]} does not generate text; a ...ForCausalLM does")
+        raise UnsupportedModel(
+            f"{checkpoint.folder}: {names[0]} does not generate text; a ...ForCausalLM does"
+        )
     return found
 
 
 def _check_report(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
     missing = sorted(report["missing_keys"])
     if missing:
-        raise CorruptCheckpoint(f"{checkpoint.folder}: no weights for {len(missing)} parameters, e.g. {missing[0]}")
+        raise CorruptCheckpoint(
+            f"{checkpoint.folder}: no weights for {len(missing)} parameters, e.g. {missing[0]}"
+        )
     mismatched = sorted(report["mismatched_keys"], key=str)
     if mismatched:
         key, stored, expected = mismatched[0]

@@ -30,7 +30,9 @@ class HostStore:
         """Bytes of host memory held."""
         return self._arena.nbytes
 
-    def fill(self, source: ExpertStore, *, num_readers: int, progress: Callable[[int], None] | None = None) -> None:
+    def fill(
+        self, source: ExpertStore, *, num_readers: int, progress: Callable[[int], None] | None = None
+    ) -> None:
         """Read every expert from `source`; `progress` gets the bytes of each. Raises ExpertReadError."""
 
         def load(expert: ExpertId) -> None:
