@@ -44,9 +44,9 @@ DEEPSEEK: dict[str, Any] = {
     "qk_nope_head_dim": 16,
     "v_head_dim": 16,
 }
-EMBEDDING_SPREAD = 0.05
+SMALL_SPREAD = 0.1  # of embeddings and biases, so that tokens and not biases decide
 SPREAD = 0.15  # about 1 / sqrt(hidden_size): a layer adds as much as the residual holds
-SEQ2SEQ_SPREAD = 0.35  # their tied output layer favours repeating the input; this outweighs it
+SEQ2SEQ_SPREAD = 0.5  # their tied output layer favours repeating the input; this outweighs it
 SEQ2SEQ: dict[str, Any] = {"vocab_size": 128, "d_model": 32, "num_experts": 8}
 
 
@@ -182,6 +182,7 @@ def _nllb_moe() -> PretrainedConfig:
         decoder_attention_heads=4,
         encoder_sparse_step=2,
         decoder_sparse_step=2,
+        eos_token_id=3,  # the usual 2 also starts the decoder, whose first word is then often the last
         max_position_embeddings=128,
     )
 
@@ -225,7 +226,7 @@ def tiny_model(config: PretrainedConfig, dtype: torch.dtype, seed: int = 0) -> P
     embeddings = {name for name, p in model.named_parameters(remove_duplicate=False) if p is table}
     for name, tensor in model.state_dict().items():
         if tensor.dim() > 1 or name.endswith(("bias", "sinks")):
-            scale = EMBEDDING_SPREAD if name in embeddings else spread
+            scale = SMALL_SPREAD if name in embeddings or tensor.dim() == 1 else spread
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * scale)
     return model
 

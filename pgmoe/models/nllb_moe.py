@@ -1,0 +1,181 @@
+"""NLLB-MoE: a sparse block of our own, which calls its experts instead of owning them.
+
+Its routing is that of transformers 4.57.6. The blocks of 5.17 to 5.23 pass every token to experts 0 and 1.
+Shape letters: B batch, S sequence, N = B * S tokens, D model width, E experts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import NllbMoeConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.models.nllb_moe.modeling_nllb_moe import NllbMoeSparseMLP as TransformersSparseMLP
+
+from pgmoe.errors import UnsupportedModel
+from pgmoe.layout import ExpertFFN
+from pgmoe.models.moe import RoutedExperts
+from pgmoe.models.socket import ExpertSocket
+
+
+@dataclass(frozen=True)
+class Top2Rules:
+    """How many tokens an expert takes, which come first, and when the two weights are made to sum to one."""
+
+    expert_capacity: int
+    capacity_fraction: float
+    """Capacity as a share of the tokens; `expert_capacity` counts where this is not positive."""
+    strongest_first: bool
+    """Whether tokens with the highest probability are served first, or those that come first."""
+    normalise_first: bool
+    """Whether weights are normalised before tokens are dropped, or over what is left of them."""
+
+    def capacity(self, num_tokens: int) -> int:
+        """Tokens that one expert takes of this many."""
+        if self.capacity_fraction > 0:
+            return math.ceil(self.capacity_fraction * num_tokens)
+        return self.expert_capacity
+
+
+def route_top2(
+    logits_NE: Tensor, padding_N: Tensor | None, rules: Top2Rules, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The experts of each token (N, 2) and the weights of their outputs (N, 2, in `dtype`).
+
+    Padding has no expert; all first choices are served before any second one, each while its expert has
+    room. Where there is none, the expert is E, which stands for none, and the weight 0.
+    """
+    num_tokens, num_experts = logits_NE.shape
+    probabilities = logits_NE.softmax(-1).to(dtype)
+    first = probabilities.argmax(-1)
+    second = logits_NE.scatter(-1, first[:, None], -math.inf).argmax(-1)
+    expert_N2 = torch.stack((first, second), -1)
+    weight_N2 = probabilities.gather(-1, expert_N2)
+    kept_N2 = torch.ones_like(expert_N2, dtype=torch.bool)
+    if padding_N is not None:
+        kept_N2 &= ~padding_N[:, None]
+    if rules.normalise_first:
+        weight_N2 = _sum_to_one(weight_N2)
+    order = probabilities.amax(-1).neg().argsort() if rules.strongest_first else None
+    kept_N2 &= _places(expert_N2, kept_N2, num_experts, order) < rules.capacity(num_tokens)
+    weight_N2 = weight_N2 * kept_N2
+    if not rules.normalise_first:
+        weight_N2 = _sum_to_one(weight_N2)
+    return expert_N2.masked_fill(weight_N2 == 0, num_experts), weight_N2
+
+
+def _sum_to_one(weight_N2: Tensor) -> Tensor:
+    smallest = torch.finfo(weight_N2.dtype).eps
+    return weight_N2 / (weight_N2[:, :1] + weight_N2[:, 1:]).clamp(min=smallest)
+
+
+def _places(expert_N2: Tensor, kept_N2: Tensor, num_experts: int, order: Tensor | None) -> Tensor:
+    """Each choice's place in its expert's queue, from 0: first choices in `order`, then second ones."""
+    chosen_N2E = F.one_hot(expert_N2, num_experts) * kept_N2[..., None]
+    queue_N2E = chosen_N2E if order is None else chosen_N2E[order]
+    queue_N2E = queue_N2E.cumsum(0) - 1
+    if order is not None:
+        queue_N2E = queue_N2E[order.argsort()]
+    queue_N2E[:, 1] += chosen_N2E[:, 0].sum(0)
+    return queue_N2E.gather(-1, expert_N2[..., None])[..., 0]
+
+
+class NllbMoeRouter(nn.Module):
+    """Chooses two experts for each token, in the config's router type (float32 unless it says otherwise)."""
+
+    def __init__(self, config: NllbMoeConfig, classifier: nn.Linear) -> None:
+        super().__init__()
+        if config.second_expert_policy != "all":
+            raise UnsupportedModel(
+                f"second_expert_policy {config.second_expert_policy!r} picks experts at random, so answers "
+                "could not be repeated; set it to 'all' in config.json"
+            )
+        self.rules = Top2Rules(
+            expert_capacity=config.expert_capacity,
+            capacity_fraction=config.moe_eval_capacity_token_fraction,
+            strongest_first=config.batch_prioritized_routing,
+            normalise_first=config.normalize_router_prob_before_dropping,
+        )
+        self.routes_padding = config.router_ignore_padding_tokens  # the option says the opposite of its name
+        self.dtype: torch.dtype = getattr(torch, config.router_dtype)
+        self.classifier = classifier
+
+    def forward(self, hidden_ND: Tensor, mask_B1QK: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See route_top2. The mask is additive, as attention takes it: 0 for tokens, negative for padding."""
+        bias = self.classifier.bias
+        logits_NE = F.linear(
+            hidden_ND.to(self.dtype),
+            self.classifier.weight.to(self.dtype),
+            None if bias is None else bias.to(self.dtype),
+        )
+        padding_N = None
+        if mask_B1QK is not None and not self.routes_padding:
+            # What the last query may not see is padding. While generating, Q is 1 and K all tokens so far:
+            # then the newest B entries count, as in 4.57.6.
+            padding_N = mask_B1QK[:, :, -1, :].reshape(-1)[-len(hidden_ND) :].bool()
+        return route_top2(logits_NE, padding_N, self.rules, hidden_ND.dtype)
+
+
+class NllbMoeSparseMLP(nn.Module):
+    """In place of transformers' block of this name; `routed_experts` is plugged in later."""
+
+    routed_experts: RoutedExperts
+
+    def __init__(self, config: NllbMoeConfig, classifier: nn.Linear, ffn_dim: int) -> None:
+        super().__init__()
+        self.ffn_dim = ffn_dim
+        self.router = NllbMoeRouter(config, classifier)
+
+    def forward(self, hidden_BSD: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """(B, S, D) to (B, S, D); zero for padding and for tokens dropped by both experts."""
+        hidden_ND = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
+        expert_N2, weight_N2 = self.router(hidden_ND, padding_mask)
+        return self.routed_experts(hidden_ND, expert_N2, weight_N2).view(hidden_BSD.shape)
+
+
+def empty_nllb_moe(model: PreTrainedModel) -> None:
+    """Replace the sparse blocks; the routers' weights stay. Doing it again changes nothing.
+
+    Raises UnsupportedModel for a model that routes at random.
+    """
+    config: Any = model.config
+    for name, module in list(model.named_modules()):
+        if isinstance(module, TransformersSparseMLP):
+            expert: Any = module.experts["expert_0"]
+            block = NllbMoeSparseMLP(config, module.router.classifier, expert.fc1.out_features)
+            model.set_submodule(name, block)
+
+
+def nllb_moe_sockets(model: PreTrainedModel) -> list[ExpertSocket]:
+    """The sockets of all sparse blocks, the encoder's first."""
+    config: Any = model.config
+    # In training a share of the experts' outputs is masked; serving scales all of them down instead.
+    ffn = ExpertFFN(activation=ACT2FN[config.activation_function], output_scale=1 - config.moe_token_dropout)
+    return [
+        ExpertSocket(
+            name=f"{name}.experts",
+            module=module,
+            num_experts=config.num_experts,
+            top_k=2,
+            shapes={
+                "up": (module.ffn_dim, config.d_model),
+                "up_bias": (module.ffn_dim,),
+                "down": (config.d_model, module.ffn_dim),
+                "down_bias": (config.d_model,),
+            },
+            keys={
+                "up": f"{name}.experts.expert_{{}}.fc1.weight",
+                "up_bias": f"{name}.experts.expert_{{}}.fc1.bias",
+                "down": f"{name}.experts.expert_{{}}.fc2.weight",
+                "down_bias": f"{name}.experts.expert_{{}}.fc2.bias",
+            },
+            ffn=ffn,
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, NllbMoeSparseMLP)
+    ]

@@ -1,0 +1,116 @@
+"""Switch Transformers: a sparse block of our own, which calls its experts instead of owning them.
+
+Its routing is that of transformers 4.57.6 and 5.23; some versions between lack the expert capacity.
+Shape letters: B batch, S sequence, D model width, E experts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
+from transformers.activations import ACT2FN
+from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
+
+from pgmoe.layout import ExpertFFN
+from pgmoe.models.moe import RoutedExperts
+from pgmoe.models.socket import ExpertSocket
+
+
+def route_top1(logits_BSE: Tensor, capacity: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The expert of each token (B, S) and the weight of its output (B, S, in `dtype`).
+
+    In each sequence, tokens beyond the first `capacity` of an expert are dropped: their expert is E, which
+    stands for none. Probabilities are rounded to `dtype` before they are compared, so near ties count as
+    ties; the lower expert wins. (Switch Transformers, Fedus et al. 2021, section 2.2.)
+    """
+    probabilities = logits_BSE.softmax(-1).to(dtype)
+    weight_BS, expert_BS = probabilities.max(-1)
+    num_experts = logits_BSE.shape[-1]
+    queue_BSE = F.one_hot(expert_BS, num_experts).cumsum(-2)
+    place_BS = queue_BSE.gather(-1, expert_BS[..., None])[..., 0]
+    return expert_BS.masked_fill(place_BS > capacity, num_experts), weight_BS
+
+
+class SwitchRouter(nn.Module):
+    """Chooses one expert for each token, in the config's router type (float32 unless it says otherwise)."""
+
+    def __init__(self, config: SwitchTransformersConfig, classifier: nn.Linear) -> None:
+        super().__init__()
+        self.capacity = config.expert_capacity
+        self.dtype: torch.dtype = getattr(torch, config.router_dtype)
+        self.classifier = classifier
+
+    def forward(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """See route_top1."""
+        bias = self.classifier.bias
+        logits_BSE = F.linear(
+            hidden_BSD.to(self.dtype),
+            self.classifier.weight.to(self.dtype),
+            None if bias is None else bias.to(self.dtype),
+        )
+        return route_top1(logits_BSE, self.capacity, hidden_BSD.dtype)
+
+
+class SwitchSparseMLP(nn.Module):
+    """In place of transformers' SwitchTransformersSparseMLP; `routed_experts` is plugged in later."""
+
+    routed_experts: RoutedExperts
+
+    def __init__(self, config: SwitchTransformersConfig, classifier: nn.Linear) -> None:
+        super().__init__()
+        self.router = SwitchRouter(config, classifier)
+
+    def forward(self, hidden_BSD: Tensor) -> Tensor:
+        """(B, S, D) to (B, S, D); zero for dropped tokens, which pass by the residual alone."""
+        expert_BS, weight_BS = self.router(hidden_BSD)
+        width = hidden_BSD.shape[-1]
+        out = self.routed_experts(
+            hidden_BSD.reshape(-1, width), expert_BS.reshape(-1, 1), weight_BS.reshape(-1, 1)
+        )
+        return out.view(hidden_BSD.shape)
+
+
+def empty_switch(model: PreTrainedModel) -> None:
+    """Replace the sparse blocks; the routers' weights stay. Doing it again changes nothing."""
+    config: Any = model.config
+    for name, module in list(model.named_modules()):
+        if isinstance(module, SwitchTransformersSparseMLP):
+            model.set_submodule(name, SwitchSparseMLP(config, module.router.classifier))
+    if isinstance(model, SwitchTransformersForConditionalGeneration):
+        _share_embeddings(model)
+
+
+def switch_sockets(model: PreTrainedModel) -> list[ExpertSocket]:
+    """The sockets of all sparse blocks, the encoder's first."""
+    config: Any = model.config
+    ffn = ExpertFFN(activation=ACT2FN[config.dense_act_fn])
+    return [
+        ExpertSocket(
+            name=f"{name}.experts",
+            module=module,
+            num_experts=config.num_experts,
+            top_k=1,
+            shapes={"up": (config.d_ff, config.d_model), "down": (config.d_model, config.d_ff)},
+            keys={
+                "up": f"{name}.experts.expert_{{}}.wi.weight",
+                "down": f"{name}.experts.expert_{{}}.wo.weight",
+            },
+            ffn=ffn,
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, SwitchSparseMLP)
+    ]
+
+
+def _share_embeddings(model: SwitchTransformersForConditionalGeneration) -> None:
+    # `tie_word_embeddings: false` is about the output layer; encoder and decoder share one table all the
+    # same, and checkpoints hold it once. transformers 5 ties nothing then and leaves both at random values.
+    if model.config.tie_word_embeddings:
+        return
+    for stack in (model.encoder, model.decoder):
+        stack._modules.pop("embed_tokens", None)
+        stack.__dict__["embed_tokens"] = model.shared  # not a submodule: no state-dict key of its own
