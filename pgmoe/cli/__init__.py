@@ -1,0 +1,1 @@
+"""The `pgmoe` command: one module a subcommand."""

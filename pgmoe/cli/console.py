@@ -1,0 +1,56 @@
+"""What commands show while they work: on stderr, so that stdout holds results alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from pgmoe.units import format_bytes
+
+
+@contextmanager
+def bytes_bar(description: str, console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Give a function (bytes done, bytes in all) that draws a bar with rate and time left.
+
+    Until its first call the bar only shows that work goes on. Where `console` (stderr) is no terminal,
+    there is a line at the start and one at the end instead.
+    """
+    console = console or Console(stderr=True)
+    started, total_seen = time.monotonic(), 0
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    if not console.is_terminal:
+        console.print(f"{description} ...", soft_wrap=True, highlight=False, markup=False)
+    with bar:
+        task = bar.add_task(description, total=None)
+
+        def advance(done: int, total: int) -> None:
+            nonlocal total_seen
+            total_seen = total
+            bar.update(task, completed=done, total=total)
+
+        yield advance
+    if not console.is_terminal:
+        line = f"{description}: {format_bytes(total_seen)} in {time.monotonic() - started:.0f} s"
+        console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,35 @@
+"""The `pgmoe` command. Heavy libraries are imported by the commands that need them."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from pgmoe.cli.default_model import default_model
+from pgmoe.cli.upcycle import upcycle
+from pgmoe.errors import PgmoeError
+
+app = typer.Typer(
+    name="pgmoe",
+    help="Serve Mixture-of-Experts models that do not fit on their device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(upcycle)
+app.command()(default_model)
+
+
+def main() -> None:
+    """Run the command line; pgmoe's own errors end it with a message and status 2."""
+    # Both must be set before torch and tqdm are imported: spinning OpenMP threads take the cores from
+    # the threads that read experts, and transformers' bars would mix with ours.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        app()
+    except PgmoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
