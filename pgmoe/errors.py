@@ -14,7 +14,8 @@
     ├── EngineOverloaded       too many requests wait already; try again later
     ├── EngineClosed           the engine is shut down
     ├── DeadlineExceeded       the request's own deadline passed
-    └── ExpertReadError        the bytes of one expert could not be read
+    ├── ExpertReadError        the bytes of one expert could not be read
+    └── NonFiniteLogits        the model computed NaN or infinity
 
 Messages name the value, the limit and the way out. Foreign errors are mapped where they enter.
 """
@@ -84,3 +85,7 @@ class DeadlineExceeded(PgmoeError):
 
 class ExpertReadError(PgmoeError):
     """The bytes of one expert could not be read; the message names expert and file."""
+
+
+class NonFiniteLogits(PgmoeError):
+    """The model computed NaN or infinity, from which no token can be chosen."""

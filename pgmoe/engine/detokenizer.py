@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _NUM_CONTEXT = 8
-"""Prompt tokens that decide how the answer begins: more than the 4 bytes of a character, with a visible one."""
+"""How many prompt tokens are kept: more than a character has bytes, so that one with text is among them."""
 
 
 class Detokenizer:
