@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from transformers import NllbMoeConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.models.nllb_moe.modeling_nllb_moe import NllbMoeSparseMLP as TransformersSparseMLP
@@ -76,7 +76,7 @@ def _sum_to_one(weight_N2: Tensor) -> Tensor:
 
 def _places(expert_N2: Tensor, kept_N2: Tensor, num_experts: int, order: Tensor | None) -> Tensor:
     """Each choice's place in its expert's queue, from 0: first choices in `order`, then second ones."""
-    chosen_N2E = F.one_hot(expert_N2, num_experts) * kept_N2[..., None]
+    chosen_N2E = functional.one_hot(expert_N2, num_experts) * kept_N2[..., None]
     queue_N2E = chosen_N2E if order is None else chosen_N2E[order]
     queue_N2E = queue_N2E.cumsum(0) - 1
     if order is not None:
@@ -108,7 +108,7 @@ class NllbMoeRouter(nn.Module):
     def forward(self, hidden_ND: Tensor, mask_B1QK: Tensor | None) -> tuple[Tensor, Tensor]:
         """See route_top2. The mask is additive, as attention takes it: 0 for tokens, negative for padding."""
         bias = self.classifier.bias
-        logits_NE = F.linear(
+        logits_NE = functional.linear(
             hidden_ND.to(self.dtype),
             self.classifier.weight.to(self.dtype),
             None if bias is None else bias.to(self.dtype),
@@ -152,30 +152,35 @@ def empty_nllb_moe(model: PreTrainedModel) -> None:
 
 
 def nllb_moe_sockets(model: PreTrainedModel) -> list[ExpertSocket]:
-    """The sockets of all sparse blocks, the encoder's first."""
-    config: Any = model.config
-    # In training a share of the experts' outputs is masked; serving scales all of them down instead.
-    ffn = ExpertFFN(activation=ACT2FN[config.activation_function], output_scale=1 - config.moe_token_dropout)
+    """The sockets of all our sparse blocks, the encoder's first; none in a model of another family."""
     return [
-        ExpertSocket(
-            name=f"{name}.experts",
-            module=module,
-            num_experts=config.num_experts,
-            top_k=2,
-            shapes={
-                "up": (module.ffn_dim, config.d_model),
-                "up_bias": (module.ffn_dim,),
-                "down": (config.d_model, module.ffn_dim),
-                "down_bias": (config.d_model,),
-            },
-            keys={
-                "up": f"{name}.experts.expert_{{}}.fc1.weight",
-                "up_bias": f"{name}.experts.expert_{{}}.fc1.bias",
-                "down": f"{name}.experts.expert_{{}}.fc2.weight",
-                "down_bias": f"{name}.experts.expert_{{}}.fc2.bias",
-            },
-            ffn=ffn,
-        )
+        _socket(name, module, model.config)
         for name, module in model.named_modules()
         if isinstance(module, NllbMoeSparseMLP)
     ]
+
+
+def _socket(name: str, block: NllbMoeSparseMLP, config: Any) -> ExpertSocket:
+    expert = f"{name}.experts.expert_{{}}"
+    return ExpertSocket(
+        name=f"{name}.experts",
+        module=block,
+        num_experts=config.num_experts,
+        top_k=2,
+        shapes={
+            "up": (block.ffn_dim, config.d_model),
+            "up_bias": (block.ffn_dim,),
+            "down": (config.d_model, block.ffn_dim),
+            "down_bias": (config.d_model,),
+        },
+        keys={
+            "up": f"{expert}.fc1.weight",
+            "up_bias": f"{expert}.fc1.bias",
+            "down": f"{expert}.fc2.weight",
+            "down_bias": f"{expert}.fc2.bias",
+        },
+        # Training masks a share of the experts' outputs; serving scales all of them down instead.
+        ffn=ExpertFFN(
+            activation=ACT2FN[config.activation_function], output_scale=1 - config.moe_token_dropout
+        ),
+    )

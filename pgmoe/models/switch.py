@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from transformers import PreTrainedModel, SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
 from transformers.activations import ACT2FN
 from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
@@ -30,7 +30,7 @@ def route_top1(logits_BSE: Tensor, capacity: int, dtype: torch.dtype) -> tuple[T
     probabilities = logits_BSE.softmax(-1).to(dtype)
     weight_BS, expert_BS = probabilities.max(-1)
     num_experts = logits_BSE.shape[-1]
-    queue_BSE = F.one_hot(expert_BS, num_experts).cumsum(-2)
+    queue_BSE = functional.one_hot(expert_BS, num_experts).cumsum(-2)
     place_BS = queue_BSE.gather(-1, expert_BS[..., None])[..., 0]
     return expert_BS.masked_fill(place_BS > capacity, num_experts), weight_BS
 
@@ -47,7 +47,7 @@ class SwitchRouter(nn.Module):
     def forward(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """See route_top1."""
         bias = self.classifier.bias
-        logits_BSE = F.linear(
+        logits_BSE = functional.linear(
             hidden_BSD.to(self.dtype),
             self.classifier.weight.to(self.dtype),
             None if bias is None else bias.to(self.dtype),
@@ -85,25 +85,25 @@ def empty_switch(model: PreTrainedModel) -> None:
 
 
 def switch_sockets(model: PreTrainedModel) -> list[ExpertSocket]:
-    """The sockets of all sparse blocks, the encoder's first."""
-    config: Any = model.config
-    ffn = ExpertFFN(activation=ACT2FN[config.dense_act_fn])
+    """The sockets of all our sparse blocks, the encoder's first; none in a model of another family."""
     return [
-        ExpertSocket(
-            name=f"{name}.experts",
-            module=module,
-            num_experts=config.num_experts,
-            top_k=1,
-            shapes={"up": (config.d_ff, config.d_model), "down": (config.d_model, config.d_ff)},
-            keys={
-                "up": f"{name}.experts.expert_{{}}.wi.weight",
-                "down": f"{name}.experts.expert_{{}}.wo.weight",
-            },
-            ffn=ffn,
-        )
+        _socket(name, module, model.config)
         for name, module in model.named_modules()
         if isinstance(module, SwitchSparseMLP)
     ]
+
+
+def _socket(name: str, block: SwitchSparseMLP, config: Any) -> ExpertSocket:
+    expert = f"{name}.experts.expert_{{}}"
+    return ExpertSocket(
+        name=f"{name}.experts",
+        module=block,
+        num_experts=config.num_experts,
+        top_k=1,
+        shapes={"up": (config.d_ff, config.d_model), "down": (config.d_model, config.d_ff)},
+        keys={"up": f"{expert}.wi.weight", "down": f"{expert}.wo.weight"},
+        ffn=ExpertFFN(activation=ACT2FN[config.dense_act_fn]),
+    )
 
 
 def _share_embeddings(model: SwitchTransformersForConditionalGeneration) -> None:

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 from transformers import SwitchTransformersForConditionalGeneration
 
 from pgmoe.models.switch import SwitchSparseMLP, empty_switch, route_top1, switch_sockets
@@ -74,7 +74,10 @@ def test_the_block_adds_up_kept_tokens_and_leaves_dropped_ones_at_zero(dtype: to
     for row, position in kept.nonzero().tolist():
         e = int(chosen[row, position])
         up, down = experts.experts[e]["up"], experts.experts[e]["down"]
-        y = F.linear(F.linear(hidden[row, position], up).relu(), down) * probability[row, position]
+        y = (
+            functional.linear(functional.linear(hidden[row, position], up).relu(), down)
+            * probability[row, position]
+        )
         torch.testing.assert_close(out[row, position], y)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from pgmoe.layout import ExpertFFN
 from pgmoe.models.socket import ExpertSocket
@@ -34,8 +34,8 @@ class InMemoryExperts:
 
     def _compute(self, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
         assert not self.ffn.transposed
-        y = self.ffn.activation(F.linear(x, weights["up"], weights.get("up_bias")))
-        y = F.linear(y, weights["down"], weights.get("down_bias"))
+        y = self.ffn.activation(functional.linear(x, weights["up"], weights.get("up_bias")))
+        y = functional.linear(y, weights["down"], weights.get("down_bias"))
         if self.ffn.post_norm is not None:
             y = self.ffn.post_norm(y)
         return y if self.ffn.output_scale == 1.0 else y * self.ffn.output_scale
