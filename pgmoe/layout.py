@@ -86,7 +86,7 @@ class BlobLayout:
         return last.offset + round_up(last.nbytes) + PAGE
 
     def starts(self, extents: Sequence[Extent]) -> dict[str, int]:
-        """Where in a slot each tensor starts: as far from a page boundary as its first extent's file offset."""
+        """Where in a slot each tensor starts: as far from a page boundary as in its file."""
         phase = {e.tensor: e.offset % PAGE for e in extents if e.tensor_offset == 0}
         return {r.name: r.offset + phase[r.name] for r in self.regions}
 

@@ -130,7 +130,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class RequestOutput:
-    """A piece of an answer: what is new since the last piece. The last one has `finish_reason` and `usage`."""
+    """What is new of an answer since the last piece. The finished one has `finish_reason` and `usage`."""
 
     request_id: str
     text: str = ""

@@ -1,0 +1,1 @@
+"""Who runs: requests, steps, sampling, text."""

@@ -40,7 +40,7 @@ class Assembly:
 
 
 def assemble(config: EngineConfig, stats: ExpertStats, progress: Progress | None = None) -> Assembly:
-    """Load what `config` names. Raises ConfigError, BudgetTooSmall or CheckpointError before anything is served."""
+    """Load what `config` names. Raises ConfigError, BudgetTooSmall or CheckpointError."""
     policy = make_policy(config.policy)
     device = resolve_device(config.device)
     plan = read_plan(config.model)

@@ -45,7 +45,7 @@ class LLM:
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
     ) -> list[Completion]:
         """Answer prompts, in their order. Raises InvalidRequest for a bad one before any is computed."""
-        batch = [prompts] if _is_one(prompts) else list(prompts)  # type: ignore[arg-type]
+        batch = [prompts] if _is_one(prompts) else list(prompts)
         sequences = [self._engine.accept(_request(next(self._ids), p, params)) for p in batch]  # type: ignore[arg-type]
         waiting = list(sequences)[::-1]
         pieces: dict[str, list[RequestOutput]] = {s.request_id: [] for s in sequences}

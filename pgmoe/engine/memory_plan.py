@@ -62,8 +62,8 @@ def plan_slots(device_memory: str | int, shape: ExpertShape) -> int:
         percent = math.ceil(1000 * shape.top_k / shape.num_experts) / 10
         mib = math.ceil(shape.smallest_bytes / 2**20)
         raise BudgetTooSmall(
-            f"device_memory {device_memory!r} has room for {slots} experts, but a token uses {shape.top_k} in a layer; "
-            f"the smallest that works is {mib}MiB ({format_bytes(shape.dense_bytes)} dense weights and "
+            f"device_memory {device_memory!r} has room for {slots} experts, but a token uses {shape.top_k} "
+            f"in a layer; the smallest that works is {mib}MiB ({format_bytes(shape.dense_bytes)} dense weights and "
             f"{shape.top_k} experts of {format_bytes(shape.slot_bytes)}), or {percent}% of the experts",
             minimum_bytes=shape.smallest_bytes,
         )
@@ -83,8 +83,8 @@ def wants_host_store(host_memory: str | int, shape: ExpertShape, *, accelerator:
         return False
     if budget < need:
         raise ConfigError(
-            f"host_memory {host_memory!r} does not hold all experts ({math.ceil(need / 2**20)}MiB); give that much, "
-            "or 0 to read experts from disk"
+            f"host_memory {host_memory!r} does not hold all experts ({math.ceil(need / 2**20)}MiB); "
+            "give that much, or 0 to read experts from disk"
         )
     if need > free_ram:
         raise ConfigError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgmoe.engine.sequence import Sequence
@@ -33,7 +34,8 @@ class ModelRunner:
     @property
     def vocab_size(self) -> int:
         """Token ids are below this."""
-        return int(self._model.get_input_embeddings().weight.shape[0])
+        embeddings = cast(nn.Embedding, self._model.get_input_embeddings())
+        return embeddings.num_embeddings
 
     def eos_token_ids(self) -> frozenset[int]:
         """The tokens that end an answer, by the generation config, else the model's."""
@@ -57,7 +59,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def step(self, sequence: Sequence) -> Tensor | None:
-        """Compute the sequence's next tokens: logits (V,) of the next one, or None while the prompt goes on."""
+        """Compute what is pending: logits (V,) of the next token, or None while the prompt goes on."""
         chunk = sequence.pending[: self._prefill_chunk]
         ids = torch.tensor([chunk], device=self._device)
         options = {"past_key_values": sequence.kv_cache, "use_cache": True}

@@ -41,7 +41,8 @@ class Scheduler:
         limit = self._max_running + self._max_waiting
         if self.num_running + self.num_waiting >= limit:
             raise EngineOverloaded(
-                f"{self.num_running} requests run and {self.num_waiting} wait, the limit is {limit}; try again later"
+                f"{self.num_running} requests run and {self.num_waiting} wait, the limit is {limit}; "
+                "try again later"
             )
         self._waiting.append(request_id)
 

@@ -1,0 +1,1 @@
+"""Where the bytes are: slots, cache, stores, links, and computing from them."""

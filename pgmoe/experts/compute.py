@@ -44,14 +44,14 @@ class PooledExperts:
 
 
 def group_by_expert(top_k_index: Tensor, num_experts: int) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """For each expert of (N, K), ascending: the tokens that chose it (T,), and where in the flat (N * K) they did.
+    """For each expert of (N, K), ascending: the tokens that chose it (T,), and their places in (N * K).
 
     Waits for the device once.
     """
     flat = top_k_index.flatten()
     order = torch.argsort(flat, stable=True)
     ids, counts = torch.unique_consecutive(flat[order], return_counts=True)
-    places = dict(zip(ids.tolist(), order.split(counts.tolist()), strict=True))
+    places = dict(zip(ids.tolist(), torch.split(order, counts.tolist()), strict=True))
     places = {e: p for e, p in places.items() if e < num_experts}
     return {e: p // top_k_index.shape[1] for e, p in places.items()}, places
 

@@ -32,7 +32,7 @@ class LentExpert:
 
 
 class ExpertPool:
-    """Lends experts: those in slots at once, the others as they arrive. Used by the computing thread alone."""
+    """Lends experts: those in slots at once, the others as they arrive. For the computing thread alone."""
 
     def __init__(
         self,

@@ -1,0 +1,1 @@
+"""What is counted, how it is called, how it is exported."""

@@ -1,0 +1,1 @@
+"""What runs: checkpoints, families, and the seam for routed experts."""

@@ -86,9 +86,10 @@ def _layer(socket: ExpertSocket, targets: dict[str, _Sources]) -> ExpertLayer:
             key = socket.keys[region.name].format(expert)
             found = _ranges(socket, key, targets[key], expert, region.name)
             if sum(r.nbytes for r in found) != region.nbytes:
+                stored = sum(r.nbytes for r in found)
                 raise CorruptCheckpoint(
-                    f"{found[0].path}: expert {expert} of {socket.name}: {region.name} has "
-                    f"{sum(r.nbytes for r in found)} bytes, the config's shape {region.shape} needs {region.nbytes}"
+                    f"{found[0].path}: expert {expert} of {socket.name}: {region.name} has {stored} bytes, "
+                    f"the config's shape {region.shape} needs {region.nbytes}"
                 )
             ranges += found
         extents.append(tuple(ranges))

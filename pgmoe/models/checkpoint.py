@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint on disk, checked before anything is loaded from it: which tensors, where, what type."""
+"""A Hugging Face checkpoint on disk, checked before anything is loaded: which tensors, where, what type."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StoredTensor:
         data = torch.empty(self.nbytes, dtype=torch.uint8)
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self.offset)
-            view = memoryview(data.numpy())
+            view = data.numpy().data
             done = 0
             while done < self.nbytes:
                 count = file.readinto(view[done:])
@@ -84,7 +84,7 @@ class Checkpoint:
 
 
 def resolve_folder(model: str) -> Path:
-    """The local folder of a model: a path (`~` expanded) or a hub id, whose files are fetched into the hub's cache."""
+    """The local folder of a model: a path (`~` expanded), or a hub id, fetched into the hub's cache."""
     path = Path(model).expanduser()
     if path.is_dir():
         return path

@@ -1,4 +1,4 @@
-"""From a checkpoint to a model whose dense weights are on the device and whose experts are left in the files."""
+"""From a checkpoint to a model with its dense weights on the device and its experts left in the files."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def load_model(plan: ModelPlan, *, dtype: torch.dtype, device: torch.device) -> 
     options: dict[str, Any] = {}
     if plan.model_class._can_set_experts_implementation():
         options["experts_implementation"] = moe.EXPERTS_IMPLEMENTATION
-    model, report = without_experts(plan.model_class).from_pretrained(
+    loaded: Any = without_experts(plan.model_class).from_pretrained(
         None,
         config=copy.deepcopy(plan.config),
         state_dict=stored,
@@ -90,10 +90,11 @@ def load_model(plan: ModelPlan, *, dtype: torch.dtype, device: torch.device) -> 
         output_loading_info=True,
         **options,
     )
-    _check_report(plan.checkpoint, report)
+    model: PreTrainedModel = loaded[0]
+    _check_report(plan.checkpoint, loaded[1])
     if (plan.checkpoint.folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(plan.checkpoint.folder)
-    model.eval()
+    model.train(False)
     dense_bytes = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     return LoadedModel(model, plan.checkpoint, plan.layers, tuple(find_sockets(model)), dense_bytes)
 
@@ -115,13 +116,13 @@ def without_experts(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]
 
 def _read_config(checkpoint: Checkpoint) -> PretrainedConfig:
     try:
-        return AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        config: PretrainedConfig = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
     except (ValueError, KeyError, OSError, TypeError) as error:
         kind = checkpoint.config.get("model_type", "none")
         raise UnsupportedModel(
-            f"{checkpoint.folder}: model_type {kind!r} is not one that transformers {transformers.__version__} "
-            f"knows, and code from a checkpoint is never run ({error})"
+            f"{checkpoint.folder}: transformers {transformers.__version__} knows no model_type {kind!r}, and code from a checkpoint is never run ({error})"
         ) from error
+    return config
 
 
 def _model_class(checkpoint: Checkpoint, config: PretrainedConfig) -> type[PreTrainedModel]:

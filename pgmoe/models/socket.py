@@ -46,9 +46,9 @@ def is_fused(module: nn.Module) -> bool:
 
 
 def empty_fused(model: nn.Module) -> None:
-    """Take the parameters out of every fused experts module, so that none is allocated, loaded or initialised.
+    """Take the parameters out of every fused experts module: none is allocated, loaded or initialised.
 
-    Their shapes stay behind as `module.expert_shapes`. Raises UnsupportedModel for a parameter it does not know.
+    Their shapes stay behind as `module.expert_shapes`. Raises UnsupportedModel for an unknown parameter.
     """
     for name, module in model.named_modules():
         if not is_fused(module) or hasattr(module, "expert_shapes"):
@@ -59,8 +59,8 @@ def empty_fused(model: nn.Module) -> None:
                 raise UnsupportedModel(f"{name}: experts with a parameter {parameter!r} are not served")
             shapes[parameter] = tuple(value.shape)
             setattr(module, parameter, None)
-        module.expert_shapes = shapes  # type: ignore[assignment]
-        module._is_hf_initialized = True  # type: ignore[assignment]  # or transformers would initialise None
+        module.expert_shapes = shapes
+        module._is_hf_initialized = True  # or transformers would initialise None
 
 
 def fused_sockets(model: nn.Module) -> list[ExpertSocket]:

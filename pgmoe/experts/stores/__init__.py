@@ -1,0 +1,1 @@
+"""Owners of the experts' bytes below the device."""

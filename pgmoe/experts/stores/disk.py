@@ -22,12 +22,12 @@ class _Scratch(threading.local):
     """Per-thread buffers: two edge pages, and a bounce buffer that grows to the longest extent met."""
 
     def __init__(self) -> None:
-        self.edges = memoryview(page_aligned(2 * PAGE).numpy())
+        self.edges = page_aligned(2 * PAGE).numpy().data
         self._bounce = memoryview(b"")
 
     def bounce(self, num_bytes: int) -> memoryview:
         if len(self._bounce) < num_bytes:
-            self._bounce = memoryview(page_aligned(num_bytes).numpy())
+            self._bounce = page_aligned(num_bytes).numpy().data
         return self._bounce[:num_bytes]
 
 
@@ -81,7 +81,7 @@ class DiskStore:
         """One vectored read for each extent."""
         layer = self._layers[expert.layer]
         starts = self.starts(expert)
-        memory = memoryview(slot.numpy())
+        memory = slot.numpy().data
         total = 0
         for extent in layer.extents[expert.expert]:
             try:
