@@ -1,0 +1,1 @@
+"""Protobuf packages; `generate.py` writes the Python modules beside each `.proto`."""

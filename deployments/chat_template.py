@@ -1,0 +1,61 @@
+"""Chat messages as one prompt, by the template that comes with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from pgmoe.errors import InvalidRequest
+from pgmoe.models.checkpoint import resolve_folder
+
+
+@dataclass(frozen=True)
+class ChatMessage:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+class ChatTemplate:
+    """Writes a conversation out as the model was taught to read it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, model: str) -> ChatTemplate:
+        """Take the template from the tokenizer of a model folder or hub id; no code of the model is run.
+
+        A model without tokenizer is fine until someone chats with it. Raises CheckpointError where there is
+        no such folder.
+        """
+        folder = resolve_folder(model)
+        if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+            return cls(None)
+        return cls(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+
+    def render(self, messages: Sequence[ChatMessage]) -> str:
+        """The prompt, up to where the answer begins; special tokens are in it.
+
+        Raises InvalidRequest for an empty conversation, one that the template refuses, and a model that has
+        no template.
+        """
+        if not messages:
+            raise InvalidRequest("messages is empty; give at least one", "messages")
+        if self._tokenizer is None or not self._tokenizer.chat_template:
+            raise InvalidRequest(
+                "this model has no chat template; send a plain prompt to /v1/completions instead", "messages"
+            )
+        turns = [asdict(message) for message in messages]
+        try:
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise InvalidRequest(
+                f"the model's chat template refuses the messages: {error}", "messages"
+            ) from error
+        assert isinstance(text, str)
+        return text

@@ -1,0 +1,120 @@
+"""A typed client of `pgmoe.v1.PgmoeService`.
+
+::
+
+    with PgmoeClient("127.0.0.1:9000") as client:
+        for piece in client.stream(messages=[{"role": "user", "content": "Hello"}]):
+            print(piece.text, end="")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from deployments import grpc_messages
+from deployments.errors import from_grpc
+from deployments.protos.pgmoe.v1 import pgmoe_pb2 as pb
+from deployments.protos.pgmoe.v1.pgmoe_pb2_grpc import PgmoeServiceStub
+from pgmoe.errors import InvalidRequest
+from pgmoe.request import ModelInfo, RequestOutput, SamplingParams
+
+DEFAULT_ADDRESS = "127.0.0.1:9000"
+
+
+class PgmoeClient:
+    """One channel to a server; safe to share between threads. Errors come as those of pgmoe.errors."""
+
+    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+        self._channel = grpc.insecure_channel(address, [("grpc.max_receive_message_length", -1)])
+        self._stub = PgmoeServiceStub(self._channel)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        params: SamplingParams | None = None,
+        model: str = "",
+        timeout_s: float | None = None,
+    ) -> RequestOutput:
+        """The whole answer to a text, token ids or `messages` ({"role", "content"} each).
+
+        `timeout_s` is a deadline: the call raises DeadlineExceeded and the server stops.
+        """
+        request = _request(prompt, messages, params, model, timeout_s)
+        with _our_errors():
+            return grpc_messages.output(self._stub.Generate(request, timeout=timeout_s))
+
+    def stream(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        params: SamplingParams | None = None,
+        model: str = "",
+        timeout_s: float | None = None,
+    ) -> Generator[RequestOutput, None, None]:
+        """The answer as it grows; arguments as for `generate`. Closing the generator stops the server."""
+        call = self._stub.GenerateStream(
+            _request(prompt, messages, params, model, timeout_s), timeout=timeout_s
+        )
+        try:
+            with _our_errors():
+                for message in call:
+                    yield grpc_messages.output(message)
+        finally:
+            call.cancel()
+
+    def model_info(self, model: str = "", timeout_s: float | None = None) -> ModelInfo:
+        """What the server serves."""
+        with _our_errors():
+            return grpc_messages.info(
+                self._stub.GetModelInfo(pb.GetModelInfoRequest(model=model), timeout=timeout_s)
+            )
+
+    def close(self) -> None:
+        """Close the channel; calls still open end, and the server stops their generations."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _request(
+    prompt: str | Sequence[int] | None,
+    messages: Sequence[Mapping[str, str]] | None,
+    params: SamplingParams | None,
+    model: str,
+    timeout_s: float | None,
+) -> pb.GenerateRequest:
+    if (prompt is None) == (messages is None):
+        raise InvalidRequest("give exactly one of prompt and messages", "prompt")
+    request = pb.GenerateRequest(model=model, timeout_s=timeout_s)
+    request.sampling.CopyFrom(grpc_messages.sampling_message(params or SamplingParams()))
+    if isinstance(prompt, str):
+        request.prompt = prompt
+    elif prompt is not None:
+        request.prompt_token_ids.ids.extend(prompt)
+        request.prompt_token_ids.SetInParent()  # an empty list is a prompt too: the server says what is wrong
+    else:
+        request.chat.messages.extend(pb.ChatMessage(**turn) for turn in messages or ())
+        request.chat.SetInParent()
+    return request
+
+
+@contextmanager
+def _our_errors() -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_grpc(error.code(), error.details() or "") from error

@@ -1,0 +1,129 @@
+"""The one way from either protocol to an engine replica."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from prometheus_client import Metric
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from deployments.chat_template import ChatMessage, ChatTemplate
+from deployments.pieces import join
+from pgmoe.errors import EngineClosed, EngineOverloaded, ModelNotFound, PgmoeError
+from pgmoe.request import ModelInfo, Request, RequestOutput, SamplingParams
+
+METRICS_TIMEOUT_S = 5.0
+HEALTH_TIMEOUT_S = 5.0
+
+
+class EngineClient:
+    """Turns calls into requests, sends them to a replica and streams the answers; raises only our errors."""
+
+    def __init__(
+        self, engine: DeploymentHandle[Any], model: str, template: ChatTemplate, timeout_s: float | None
+    ) -> None:
+        self.model = model
+        self._engine = engine
+        self._template = template
+        self._timeout_s = timeout_s
+        self._info: ModelInfo | None = None
+
+    def check_model(self, name: str) -> None:
+        """Raises ModelNotFound unless `name` is what is served here."""
+        if name != self.model:
+            raise ModelNotFound(f"model {name!r} is not served here; this server has {self.model!r}")
+
+    def chat_request(
+        self, messages: Sequence[ChatMessage], params: SamplingParams, timeout_s: float | None
+    ) -> Request:
+        """A request for the next turn of a conversation. Raises InvalidRequest."""
+        prompt = self._template.render(messages)
+        return self.text_request(prompt, params, timeout_s, add_special_tokens=False)
+
+    def text_request(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        timeout_s: float | None,
+        *,
+        add_special_tokens: bool = True,
+    ) -> Request:
+        """A request to continue a text or token ids; the server's own time limit holds too."""
+        limits = [limit for limit in (timeout_s, self._timeout_s) if limit is not None]
+        text = isinstance(prompt, str)
+        return Request(
+            request_id=uuid.uuid4().hex,
+            prompt=prompt if isinstance(prompt, str) else None,
+            prompt_token_ids=None if isinstance(prompt, str) else tuple(prompt),
+            params=params,
+            timeout_s=min(limits, default=None),
+            add_special_tokens=text and add_special_tokens,
+        )
+
+    async def stream(self, request: Request) -> AsyncGenerator[RequestOutput, None]:
+        """The pieces of the answer; closing the generator stops the generation."""
+        response = self._engine.options(stream=True).generate.remote(request)
+        assert isinstance(response, DeploymentResponseGenerator)
+        try:
+            async for piece in response:
+                if isinstance(piece, PgmoeError):
+                    raise piece
+                yield piece
+        except BackPressureError as error:
+            raise EngineOverloaded("too many requests wait already; try again later") from error
+        except (DeploymentUnavailableError, RayActorError) as error:
+            raise EngineClosed("the engine replica went away; try again in some seconds") from error
+        except BaseException:
+            response.cancel()  # without it, a stream that its client leaves stays in memory
+            raise
+
+    async def started(self, request: Request) -> AsyncGenerator[RequestOutput, None]:
+        """`stream`, but errors before the first piece are raised here, before any of it is sent."""
+        pieces = self.stream(request)
+        return _put_back(await anext(pieces), pieces)
+
+    async def whole(self, request: Request) -> RequestOutput:
+        """The whole answer as one piece."""
+        return join([piece async for piece in self.stream(request)])
+
+    async def info(self) -> ModelInfo:
+        """What the engine serves. Raises EngineClosed where no replica answers."""
+        if self._info is None:
+            try:
+                self._info = await self._engine.info.remote()
+            except (DeploymentUnavailableError, RayActorError, BackPressureError) as error:
+                raise EngineClosed("no engine replica answers; try again in some seconds") from error
+        return self._info
+
+    async def check_health(self) -> None:
+        """Raises EngineClosed unless a replica answers within HEALTH_TIMEOUT_S that it is well."""
+        try:
+            await asyncio.wait_for(self._engine.check_health.remote(), HEALTH_TIMEOUT_S)
+        except Exception as error:  # whatever it is, it is not health
+            raise EngineClosed("no engine replica is healthy; see the server's log") from error
+
+    async def metrics(self) -> list[list[Metric]]:
+        """The metric families of every replica; none where there is no replica. Raises EngineClosed."""
+        try:
+            pages = self._engine.broadcast("metrics")
+            return list(await pages.results_async(timeout_s=METRICS_TIMEOUT_S))
+        except DeploymentUnavailableError:
+            return []
+        except (TimeoutError, RayActorError) as error:
+            raise EngineClosed("an engine replica does not answer; its metrics are missing") from error
+
+
+async def _put_back(
+    first: RequestOutput, rest: AsyncGenerator[RequestOutput, None]
+) -> AsyncGenerator[RequestOutput, None]:
+    try:
+        yield first
+        async for piece in rest:
+            yield piece
+    finally:
+        await rest.aclose()

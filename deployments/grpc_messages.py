@@ -1,0 +1,78 @@
+"""Our plain data as `pgmoe.v1` messages and back. Fields have the same names on both sides."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import Any
+
+from deployments.protos.pgmoe.v1 import pgmoe_pb2 as pb
+from pgmoe.request import FinishReason, ModelInfo, RequestOutput, SamplingParams, TokenLogprob, Usage
+
+_TO_REASON: dict[FinishReason | None, pb.FinishReason] = {
+    None: pb.FINISH_REASON_UNSPECIFIED,
+    "stop": pb.FINISH_REASON_STOP,
+    "length": pb.FINISH_REASON_LENGTH,
+}
+_FROM_REASON = {value: key for key, value in _TO_REASON.items()}
+
+
+def sampling_params(message: pb.SamplingParams) -> SamplingParams:
+    """What the caller set, and defaults for the rest. Raises InvalidRequest for a value out of range."""
+    given: dict[str, Any] = {field.name: value for field, value in message.ListFields()}
+    return SamplingParams(**(given | {"stop": tuple(message.stop)}))
+
+
+def sampling_message(params: SamplingParams) -> pb.SamplingParams:
+    """The message that `sampling_params` reads back as `params`."""
+    return pb.SamplingParams(**asdict(params))
+
+
+def response(piece: RequestOutput, model: str) -> pb.GenerateResponse:
+    """One piece, or a whole answer, on its way out."""
+    return pb.GenerateResponse(
+        request_id=piece.request_id,
+        model=model,
+        text=piece.text,
+        token_ids=piece.token_ids,
+        logprobs=[_logprob_message(entry) for entry in piece.logprobs],
+        finish_reason=_TO_REASON[piece.finish_reason],
+        usage=None if piece.usage is None else pb.Usage(**asdict(piece.usage)),
+    )
+
+
+def output(message: pb.GenerateResponse) -> RequestOutput:
+    """The piece that `response` made the message of."""
+    return RequestOutput(
+        request_id=message.request_id,
+        text=message.text,
+        token_ids=tuple(message.token_ids),
+        logprobs=tuple(_logprob(entry) for entry in message.logprobs),
+        finish_reason=_FROM_REASON[message.finish_reason],
+        usage=Usage(**_values(message.usage, Usage)) if message.HasField("usage") else None,
+    )
+
+
+def model_info(info: ModelInfo) -> pb.GetModelInfoResponse:
+    """What is served, on its way out."""
+    return pb.GetModelInfoResponse(**asdict(info))
+
+
+def info(message: pb.GetModelInfoResponse) -> ModelInfo:
+    """What is served, as the message says."""
+    return ModelInfo(**_values(message, ModelInfo))
+
+
+def _logprob_message(entry: TokenLogprob) -> pb.TokenLogprob:
+    top = [pb.TopLogprob(token_id=token, text=text, logprob=logprob) for token, text, logprob in entry.top]
+    return pb.TokenLogprob(token_id=entry.token_id, text=entry.text, logprob=entry.logprob, top=top)
+
+
+def _logprob(entry: pb.TokenLogprob) -> TokenLogprob:
+    top = tuple((other.token_id, other.text, other.logprob) for other in entry.top)
+    return TokenLogprob(token_id=entry.token_id, text=entry.text, logprob=entry.logprob, top=top)
+
+
+def _values(
+    message: pb.Usage | pb.GetModelInfoResponse, kind: type[Usage] | type[ModelInfo]
+) -> dict[str, Any]:
+    return {field.name: getattr(message, field.name) for field in fields(kind)}

@@ -1,0 +1,178 @@
+"""What OpenAI's clients send.
+
+A field that would change the answer and is not honoured here is refused, never dropped.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from deployments.chat_template import ChatMessage
+from pgmoe.errors import InvalidRequest
+from pgmoe.request import SamplingParams
+
+IGNORED = frozenset(
+    ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity")
+)
+"""Fields that have no say in the answer's text."""
+ONLY: dict[str, tuple[object, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "reasoning_effort": ("none",),
+}
+"""Fields of which only these values (or null) are honoured."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class StreamOptions(BaseModel):
+    """`stream_options`."""
+
+    include_usage: bool = False
+
+
+class TextPart(_Strict):
+    """One text part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Strict):
+    """One chat message; `name` is accepted and not shown to the model."""
+
+    role: str = Field(min_length=1)
+    content: str | list[TextPart]
+    name: str | None = None
+
+    def flat(self) -> ChatMessage:
+        """The message with its parts joined."""
+        if isinstance(self.content, str):
+            return ChatMessage(self.role, self.content)
+        return ChatMessage(self.role, "".join(part.text for part in self.content))
+
+
+class _GenerationRequest(_Strict):
+    """What chat and text completions share; null means "not given"."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    # Beside OpenAI's own, with vLLM's names:
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    ignore_eos: bool | None = None
+    timeout_s: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_or_refuse(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for name, allowed in ONLY.items():
+            value = data.get(name)
+            if value is not None and value not in allowed:
+                choices = " or ".join(map(repr, allowed)) or "leaving it out"
+                raise ValueError(f"{name}: {value!r} is not supported by this server, only {choices}")
+        return {k: v for k, v in data.items() if k not in IGNORED and k not in ONLY}
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk that has the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def _sampling(self, **own: Any) -> SamplingParams:
+        shared = (
+            "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "top_k", "min_p",
+            "repetition_penalty", "ignore_eos",
+        )  # fmt: skip
+        given = {name: getattr(self, name) for name in shared} | own
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return SamplingParams(stop=stop, **{k: v for k, v in given.items() if v is not None})
+
+
+class ChatCompletionRequest(_GenerationRequest):
+    """Body of `/v1/chat/completions`."""
+
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs: needs logprobs to be true")
+        return self
+
+    def sampling(self) -> SamplingParams:
+        """The sampling parameters. Raises InvalidRequest for a value out of range."""
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return self._sampling(logprobs=logprobs, max_tokens=tokens)
+
+
+class CompletionRequest(_GenerationRequest):
+    """Body of `/v1/completions`. `max_tokens` is 16 where not given, as OpenAI has it."""
+
+    prompt: str | Annotated[list[str], Field(min_length=1)] | list[int]
+    logprobs: int | None = None
+
+    def single_prompt(self) -> str | list[int]:
+        """The one prompt. Raises InvalidRequest where there are several."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        texts = [part for part in self.prompt if isinstance(part, str)]
+        if len(texts) > 1:
+            raise InvalidRequest(f"prompt: {len(texts)} prompts in one request; send one at a time", "prompt")
+        return texts[0] if texts else [part for part in self.prompt if isinstance(part, int)]
+
+    def sampling(self) -> SamplingParams:
+        """The sampling parameters. Raises InvalidRequest for a value out of range."""
+        return self._sampling(
+            logprobs=self.logprobs, max_tokens=16 if self.max_tokens is None else self.max_tokens
+        )
+
+
+R = TypeVar("R", ChatCompletionRequest, CompletionRequest)
+
+
+def parse(kind: type[R], body: bytes) -> R:
+    """Read a request body. Raises InvalidRequest that names the first field at fault."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False)
+    where = [str(part) for part in faults[0]["loc"]]
+    message = faults[0]["msg"].removeprefix("Value error, ")
+    if faults[0]["type"] == "json_invalid":
+        raise InvalidRequest(f"the body is not JSON: {message.removeprefix('Invalid JSON: ')}")
+    if not where:
+        raise InvalidRequest(message, message.partition(":")[0])
+    got = f" (got {faults[0]['input']!r:.80})" if faults[0]["type"] != "missing" else ""
+    raise InvalidRequest(f"{'.'.join(where)}: {message}{got}", where[0])
