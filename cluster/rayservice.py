@@ -14,6 +14,9 @@ from textwrap import indent
 from typing import Any
 
 import yaml
+from ray.serve.config import AutoscalingConfig
+
+from deployments.app import ServeArgs
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "config.yaml"
@@ -26,37 +29,42 @@ INDENT = " " * 4
 
 
 def in_cluster(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.yaml` as it must be on Kubernetes.
+    """`config.yaml` (the content of it) as it must be on Kubernetes.
 
     Serve listens on the pods' addresses, on every pod that has a replica. The model is on the volume, under
     the last part of its path. The device is named: `auto` looks at the cluster once, which may be before the
-    first GPU pod has come up.
+    first GPU pod has come up. Two front doors, so that losing one is not noticed; each reserves a core, which
+    keeps them off the head: it has neither cores to give nor the model's tokenizer.
     """
     changed = deepcopy(dict(config))
     changed["proxy_location"] = "EveryNode"
     changed["http_options"]["host"] = "0.0.0.0"
     (application,) = changed["applications"]
-    engine = application["args"]["engine"]
-    engine["model"] = f"{MODELS}/{Path(engine['model']).name}"
-    engine["device"] = "cuda"
+    args = application["args"]
+    args["engine"] |= {"model": f"{MODELS}/{Path(args['engine']['model']).name}", "device": "cuda"}
+    args["ingress_replicas"] = max(2, args.get("ingress_replicas", 0))
+    deployments = {options["name"]: options for options in application.get("deployments", ())}
+    ingress = {"name": "Ingress"} | deployments.get("Ingress", {})
+    deployments["Ingress"] = ingress | {"ray_actor_options": {"num_cpus": 1}}
+    application["deployments"] = list(deployments.values())
     return changed
 
 
 def manifest(config: Mapping[str, Any], image: str = IMAGE) -> str:
-    """The text of the RayService that serves `config` (the content of a Serve config file)."""
+    """The text of the RayService that serves `config`. Raises pydantic's ValidationError for wrong `args`."""
     serve = in_cluster(config)
-    (application,) = serve["applications"]
-    (engine,) = (one for one in application["deployments"] if one["name"] == "EngineServer")
-    scaling = engine["autoscaling_config"]
+    args = ServeArgs.model_validate(serve["applications"][0]["args"])
+    scaling = AutoscalingConfig.model_validate(args.autoscaling)
     return Template(TEMPLATE.read_text()).substitute(
         image=image,
-        models=application["args"]["engine"]["model"],
+        model=args.engine["model"],
+        models=MODELS,
         ray_version=RAY_VERSION,
         http_port=serve["http_options"]["port"],
         grpc_port=serve["grpc_options"]["port"],
-        min_engines=scaling["min_replicas"],
-        max_engines=scaling["max_replicas"],
-        drain_s=int(engine["graceful_shutdown_timeout_s"]) + 30,
+        min_engines=scaling.min_replicas,
+        max_engines=scaling.max_replicas,
+        grace_s=int(args.drain_s) + 30,
         serve_config=indent(yaml.safe_dump(serve, sort_keys=False, width=100), INDENT).rstrip(),
     )
 
