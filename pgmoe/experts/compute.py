@@ -29,18 +29,32 @@ class PooledExperts:
 
         Entries of top_k_index at or above the number of experts are skipped. Raises ExpertReadError.
         """
+        if len(hidden) == 1:
+            return self._one_token(hidden, top_k_index[0], top_k_weights[0])
         rows, places = group_by_expert(top_k_index, self._layer.num_experts)
         outputs: dict[int, Tensor] = {}
         with self._pool.lease(self._index, list(rows)) as experts:
             for expert in experts:
-                x_TD = hidden if len(hidden) == 1 else hidden[rows[expert.index]]
-                y_TD = apply_ffn(self._layer.ffn, expert.weights, x_TD)
+                y_TD = apply_ffn(self._layer.ffn, expert.weights, hidden[rows[expert.index]])
                 weights_T = top_k_weights.flatten()[places[expert.index]]
                 outputs[expert.index] = (y_TD * weights_T[:, None]).to(hidden.dtype)
         out_ND = torch.zeros_like(hidden)
         for index, rows_T in rows.items():
             out_ND.index_add_(0, rows_T, outputs[index])
         return out_ND
+
+    def _one_token(self, hidden: Tensor, ids_K: Tensor, weights_K: Tensor) -> Tensor:
+        """The same for a single token, without sorting or gathering: decoding does this in every layer."""
+        places = {e: p for p, e in enumerate(ids_K.tolist()) if e < self._layer.num_experts}
+        outputs: dict[int, Tensor] = {}
+        with self._pool.lease(self._index, list(places)) as experts:
+            for expert in experts:
+                y_1D = apply_ffn(self._layer.ffn, expert.weights, hidden)
+                outputs[expert.index] = (y_1D * weights_K[places[expert.index]]).to(hidden.dtype)
+        out_1D = torch.zeros_like(hidden)
+        for index in sorted(outputs):
+            out_1D += outputs[index]
+        return out_1D
 
 
 def group_by_expert(top_k_index: Tensor, num_experts: int) -> tuple[dict[int, Tensor], dict[int, Tensor]]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
+from pgmoe.models.nllb_moe import empty_nllb_moe, nllb_moe_sockets
 from pgmoe.models.socket import ExpertSocket, empty_fused, fused_sockets
+from pgmoe.models.switch import empty_switch, switch_sockets
 
 
 def empty_experts(model: PreTrainedModel) -> None:
     """Take all routed experts out of a freshly built model. Doing it again changes nothing."""
     empty_fused(model)
+    empty_switch(model)
+    empty_nllb_moe(model)
 
 
 def find_sockets(model: PreTrainedModel) -> list[ExpertSocket]:
     """The sockets of an emptied model, in execution order; none for a dense model."""
-    return fused_sockets(model)
+    return [*fused_sockets(model), *switch_sockets(model), *nllb_moe_sockets(model)]
