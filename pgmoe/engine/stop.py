@@ -49,9 +49,9 @@ class StopStrings:
         return min((at for s in self._stops if (at := text.find(s)) >= 0), default=None)
 
     def _first_open(self, text: str) -> int:
-        """Where the earliest unfinished stop string begins; the end of the text if there is none."""
+        """Where the earliest stop string that reaches the end begins; the end of the text if none does."""
         for at in range(max(0, len(text) - self._longest + 1), len(text)):
             rest = text[at:]
-            if any(len(s) > len(rest) and s.startswith(rest) for s in self._stops):
+            if any(stop.startswith(rest) for stop in self._stops):
                 return at
         return len(text)
