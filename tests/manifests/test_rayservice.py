@@ -82,7 +82,7 @@ def test_serve_accepts_the_config_in_the_manifest() -> None:
 def test_the_application_accepts_its_arguments() -> None:
     arguments = ServeArgs.model_validate(SERVE["applications"][0]["args"])
     assert EngineConfig.parse(arguments.engine).device == "cuda"
-    assert build(arguments)  # Serve's own options are checked here
+    assert build(arguments)._bound_deployment.name == "Ingress"  # the one that is given other options
 
 
 def test_only_what_a_cluster_needs_differs_from_config_yaml() -> None:
