@@ -191,6 +191,8 @@ class ModelInfo:
     num_slots: int
     """Experts that fit on the device at once."""
     max_model_len: int
+    vocab_size: int
+    """Token ids are below this."""
     is_encoder_decoder: bool
 
     @property

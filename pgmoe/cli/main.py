@@ -8,6 +8,9 @@ import sys
 import typer
 
 from pgmoe.cli.default_model import default_model
+from pgmoe.cli.generate import generate
+from pgmoe.cli.info import info
+from pgmoe.cli.selftest import selftest
 from pgmoe.cli.upcycle import upcycle
 from pgmoe.errors import PgmoeError
 
@@ -18,6 +21,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(generate)
+app.command()(info)
+app.command()(selftest)
 app.command()(upcycle)
 app.command()(default_model)
 

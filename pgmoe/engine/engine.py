@@ -18,6 +18,7 @@ from pgmoe.engine.scheduler import Scheduler
 from pgmoe.engine.sequence import Sequence
 from pgmoe.errors import DeadlineExceeded, EngineOverloaded, InvalidRequest
 from pgmoe.metrics.stats import EngineStats
+from pgmoe.models.loader import LoadedModel
 from pgmoe.models.tokenizer import load_tokenizer
 from pgmoe.request import FinishReason, ModelInfo, Request, RequestOutput, TokenLogprob
 
@@ -49,6 +50,11 @@ class Engine:
         self._scheduler = Scheduler(config.max_running, config.max_waiting)
         self._sequences: dict[str, Sequence] = {}
         self._lock = threading.Lock()  # guards scheduler and sequences, never held while the model runs
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model and its experts' places, for tools that look inside."""
+        return self._assembly.loaded
 
     @property
     def has_work(self) -> bool:
@@ -210,5 +216,6 @@ def _model_info(config: EngineConfig, assembly: Assembly, runner: ModelRunner) -
         expert_bytes=max(layer.layout.weight_bytes for layer in layers),
         num_slots=assembly.num_slots,
         max_model_len=min(config.max_model_len or runner.context, runner.context),
+        vocab_size=runner.vocab_size,
         is_encoder_decoder=runner.is_encoder_decoder,
     )

@@ -42,7 +42,7 @@ class Intake:
             prompt_token_ids=prompt,
             params=request.params,
             max_tokens=self._max_tokens(prompt, request.params.max_tokens, len(pending)),
-            sampler=Sampler(request.params, prompt, self._device),
+            sampler=Sampler(request.params, pending, self._device),
             text=AnswerText(self._tokenizer, request.params.stop, pending),
             submitted_s=now,
             deadline_s=None if request.timeout_s is None else now + request.timeout_s,
@@ -56,7 +56,7 @@ class Intake:
             ids = self._tokenize(request.prompt, request.add_special_tokens)
         if not ids:
             raise InvalidRequest("the prompt is empty; give at least one token", "prompt")
-        size = self._runner.vocab_size
+        size = self._info.vocab_size
         wrong = next(
             (i for i in ids if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < size), None
         )

@@ -63,8 +63,9 @@ def plan_slots(device_memory: str | int, shape: ExpertShape) -> int:
         mib = math.ceil(shape.smallest_bytes / 2**20)
         raise BudgetTooSmall(
             f"device_memory {device_memory!r} has room for {slots} experts, but a token uses {shape.top_k} "
-            f"in a layer; the smallest that works is {mib}MiB ({format_bytes(shape.dense_bytes)} dense weights and "
-            f"{shape.top_k} experts of {format_bytes(shape.slot_bytes)}), or {percent}% of the experts",
+            f"in a layer; the smallest that works is {mib}MiB "
+            f"({format_bytes(shape.dense_bytes)} dense weights and {shape.top_k} experts of "
+            f"{format_bytes(shape.slot_bytes)}), or {percent}% of the experts",
             minimum_bytes=shape.smallest_bytes,
         )
     return min(slots, shape.num_experts)

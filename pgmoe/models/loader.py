@@ -120,7 +120,8 @@ def _read_config(checkpoint: Checkpoint) -> PretrainedConfig:
     except (ValueError, KeyError, OSError, TypeError) as error:
         kind = checkpoint.config.get("model_type", "none")
         raise UnsupportedModel(
-            f"{checkpoint.folder}: transformers {transformers.__version__} knows no model_type {kind!r}, and code from a checkpoint is never run ({error})"
+            f"{checkpoint.folder}: transformers {transformers.__version__} knows no model_type {kind!r}, "
+            f"and code from a checkpoint is never run ({error})"
         ) from error
     return config
 

@@ -1,0 +1,119 @@
+"""`pgmoe generate`: answer one prompt, streaming, and say what it cost."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pgmoe.cli.console import bytes_bar
+from pgmoe.cli.options import DeviceMemory, HostMemory, Json, Model
+from pgmoe.errors import InvalidRequest
+from pgmoe.units import format_bytes
+
+if TYPE_CHECKING:
+    from pgmoe.engine.llm import LLM
+    from pgmoe.request import Completion, RequestOutput, SamplingParams
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Wall-clock times of one answer."""
+
+    load_s: float
+    first_token_s: float
+    tokens_per_s: float
+    """After the first token."""
+
+
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Option(help="What to answer or go on from; - reads standard input.")],
+    device_memory: DeviceMemory = "100%",
+    host_memory: HostMemory = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens to generate.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option()] = 1.0,
+    top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Answer one prompt with the experts in a device budget of your choice.
+
+    The text goes to standard output as it comes, the figures to standard error.
+    """
+    from pgmoe.engine.llm import LLM
+    from pgmoe.request import SamplingParams
+
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    text = sys.stdin.read() if prompt == "-" else prompt
+    begin = time.perf_counter()
+    with bytes_bar(f"Loading {model}") as progress:
+        llm = LLM(
+            model, progress=progress, device=device, device_memory=device_memory, host_memory=host_memory
+        )
+    with llm:
+        load_s = time.perf_counter() - begin
+        answer, speed = _stream(llm, text if raw else _as_chat(llm, text), params, load_s, echo=not as_json)
+    if as_json:
+        typer.echo(json.dumps({**asdict(answer), **asdict(speed)}))
+    else:
+        typer.echo(_summary(answer, speed), err=True)
+
+
+def _as_chat(llm: LLM, text: str) -> str:
+    """The prompt as the first turn of a chat, if the model has a template for one."""
+    tokenizer = llm.tokenizer
+    if tokenizer is None:
+        raise InvalidRequest(f"{llm.info.name} has no tokenizer; this command needs one", "prompt")
+    if not tokenizer.chat_template:
+        return text
+    turns = [{"role": "user", "content": text}]
+    rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert isinstance(rendered, str)
+    return rendered
+
+
+def _stream(
+    llm: LLM, prompt: str, params: SamplingParams, load_s: float, *, echo: bool
+) -> tuple[Completion, Speed]:
+    from pgmoe.request import Completion
+
+    begin = time.perf_counter()
+    pieces: list[RequestOutput] = []
+    arrivals: list[float] = []
+    for piece in llm.stream(prompt, params):
+        arrivals.append(time.perf_counter())
+        pieces.append(piece)
+        if echo:
+            typer.echo(piece.text, nl=False)
+    if echo:
+        typer.echo()
+    decode_s = arrivals[-1] - arrivals[0]
+    rate = (len(arrivals) - 1) / decode_s if decode_s > 0 else 0.0
+    return Completion.join(pieces), Speed(load_s, arrivals[0] - begin, rate)
+
+
+def _summary(answer: Completion, speed: Speed) -> str:
+    usage = answer.usage
+    used = usage.expert_hits + usage.expert_misses
+    return (
+        f"{usage.completion_tokens} tokens ({answer.finish_reason}), {speed.tokens_per_s:.1f} tokens/s, "
+        f"first after {speed.first_token_s:.2f} s, loaded in {speed.load_s:.1f} s; "
+        f"experts: {usage.expert_hits / max(used, 1):.1%} hits, {format_bytes(usage.expert_bytes)} read, "
+        f"{usage.expert_stall_s:.2f} s waited"
+    )

@@ -1,0 +1,17 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Argument(help="Checkpoint folder or hub id (safetensors).")]
+DeviceMemory = Annotated[
+    str,
+    typer.Option(help="Budget on the device: 600MiB for dense weights and experts, or 50% of the experts."),
+]
+HostMemory = Annotated[
+    str, typer.Option(help="RAM for a copy of the experts: auto, 0 (read them from disk) or bytes.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -1,0 +1,171 @@
+"""Is what the engine computes right? Every expert is computed a second time from freshly read weights.
+
+Each MoE layer of an offloaded run is recomputed from its very input, with weights read from the checkpoint
+by plain file reads into fresh memory: no slot, no cache, no direct I/O. If every layer's output is the same
+to the bit, so is the whole run's. Only the experts in use are held, so it works for models of any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pgmoe.config import EngineConfig
+from pgmoe.engine.assembly import free_ram
+from pgmoe.engine.engine import Engine
+from pgmoe.errors import ExpertReadError
+from pgmoe.experts.compute import apply_ffn, group_by_expert
+from pgmoe.layout import ExpertLayer
+from pgmoe.models.moe import RoutedExperts
+from pgmoe.request import Request, RequestOutput, SamplingParams
+
+PROMPT_TOKENS = 32
+RESIDENT_SHARE = 0.8
+"""Of the free RAM: a model up to this is also compared with itself, all experts resident."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first call of an MoE layer whose output is not what it should be."""
+
+    layer: str
+    call: int
+    """0 for the prompt, then the answer's tokens."""
+    largest: float
+    """Largest absolute difference of an output element."""
+
+
+@dataclass(frozen=True)
+class SelfTestReport:
+    """What was compared, and what was found."""
+
+    num_layers: int
+    num_tokens: int
+    num_experts_checked: int
+    difference: Difference | None
+    resident_equal: bool | None
+    """All experts resident gave the same tokens and probabilities; None if they do not fit."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing differed."""
+        return self.difference is None and self.resident_equal is not False
+
+
+class LayerCheck:
+    """Stands before one layer's experts and recomputes what they return."""
+
+    def __init__(self, layer: ExpertLayer, routed: RoutedExperts) -> None:
+        self.layer = layer
+        self.routed = routed
+        self.num_calls = 0
+        self.num_experts = 0
+        self.difference: Difference | None = None
+
+    def __call__(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """The experts' own answer, after comparing it."""
+        found = self.routed(hidden, top_k_index, top_k_weights)
+        expected = self._expected(hidden, top_k_index, top_k_weights)
+        if self.difference is None and not torch.equal(found, expected):
+            largest = (found.float() - expected.float()).abs().max().item()
+            self.difference = Difference(self.layer.name, self.num_calls, largest)
+        self.num_calls += 1
+        return found
+
+    def _expected(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        rows, places = group_by_expert(top_k_index, self.layer.num_experts)
+        out = torch.zeros_like(hidden)
+        for expert, rows_T in rows.items():
+            weights = read_plainly(self.layer, expert, hidden.device)
+            y = apply_ffn(self.layer.ffn, weights, hidden[rows_T])
+            y = y * top_k_weights.flatten()[places[expert], None]
+            out.index_add_(0, rows_T, y.to(hidden.dtype))
+            self.num_experts += 1
+        return out
+
+
+def read_plainly(layer: ExpertLayer, expert: int, device: torch.device) -> dict[str, Tensor]:
+    """One expert's tensors by ordinary reads. Raises ExpertReadError if the file is too short."""
+    tensors = {}
+    for region in layer.layout.regions:
+        data = bytearray()
+        for extent in layer.extents[expert]:
+            if extent.tensor != region.name:
+                continue
+            with open(extent.path, "rb") as file:
+                file.seek(extent.offset)
+                data += file.read(extent.nbytes)
+        if len(data) != region.nbytes:
+            raise ExpertReadError(
+                f"expert {expert} of {layer.name}: {region.name} is cut short in {extent.path}"
+            )
+        tensors[region.name] = torch.frombuffer(data, dtype=region.dtype).view(region.shape).to(device)
+    return tensors
+
+
+def run_selftest(
+    config: EngineConfig, num_tokens: int, progress: Callable[[int, int], None] | None = None
+) -> SelfTestReport:
+    """Compare a prompt and a greedy answer of `num_tokens`; `progress` gets (tokens so far, in all).
+
+    Raises ConfigError or CheckpointError as an engine would.
+    """
+    engine = Engine(config)
+    try:
+        checks = _put_checks(engine)
+        pieces = _answer(engine, num_tokens, progress)
+        fits = engine.info.total_bytes < free_ram() * RESIDENT_SHARE
+    finally:
+        engine.close()
+    found = [c.difference for c in checks if c.difference is not None]
+    return SelfTestReport(
+        num_layers=len(checks),
+        num_tokens=len(pieces),
+        num_experts_checked=sum(c.num_experts for c in checks),
+        difference=min(found, key=lambda d: d.call) if found else None,  # the earliest layer among equals
+        resident_equal=_resident(config, num_tokens) == _substance(pieces) if fits else None,
+    )
+
+
+def _put_checks(engine: Engine) -> list[LayerCheck]:
+    checks = []
+    for socket, layer in zip(engine.loaded.sockets, engine.loaded.layers, strict=True):
+        checks.append(LayerCheck(layer, socket.module.routed_experts))  # type: ignore[arg-type]
+        socket.module.routed_experts = checks[-1]  # type: ignore[assignment]
+    return checks
+
+
+def _answer(
+    engine: Engine, num_tokens: int, progress: Callable[[int, int], None] | None = None
+) -> list[RequestOutput]:
+    generator = torch.Generator().manual_seed(0)
+    length = min(PROMPT_TOKENS, engine.info.max_model_len // 2)
+    prompt = torch.randint(engine.info.vocab_size, (length,), generator=generator)
+    params = SamplingParams(max_tokens=num_tokens, temperature=0, ignore_eos=True, logprobs=5)
+    request = Request(request_id="selftest", prompt_token_ids=tuple(prompt.tolist()), params=params)
+    engine.add(engine.accept(request))
+    pieces: list[RequestOutput] = []
+    while engine.has_work:
+        for output in engine.step():
+            if output.error is not None:
+                raise output.error
+            assert output.piece is not None
+            pieces.append(output.piece)
+            if progress is not None:
+                progress(len(pieces), num_tokens)
+    return pieces
+
+
+def _resident(config: EngineConfig, num_tokens: int) -> list[object]:
+    engine = Engine(config.model_copy(update={"device_memory": "100%"}))
+    try:
+        return _substance(_answer(engine, num_tokens))
+    finally:
+        engine.close()
+
+
+def _substance(pieces: list[RequestOutput]) -> list[object]:
+    return [(p.token_ids, p.logprobs) for p in pieces]
