@@ -62,10 +62,11 @@ def group_by_expert(top_k_index: Tensor, num_experts: int) -> tuple[dict[int, Te
 
     Waits for the device once.
     """
-    flat = top_k_index.flatten()
+    flat = top_k_index.flatten().cpu()
     order = torch.argsort(flat, stable=True)
     ids, counts = torch.unique_consecutive(flat[order], return_counts=True)
-    places = dict(zip(ids.tolist(), torch.split(order, counts.tolist()), strict=True))
+    on_device = torch.split(order.to(top_k_index.device), counts.tolist())
+    places = dict(zip(ids.tolist(), on_device, strict=True))
     places = {e: p for e, p in places.items() if e < num_experts}
     return {e: p // top_k_index.shape[1] for e, p in places.items()}, places
 
