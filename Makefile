@@ -46,14 +46,18 @@ dev: $(VENV)/.dev ## Install what tests and checks need, too.
 
 define HOW_TO_TALK
 
-Starting the server; it takes about ten seconds. Then, from another terminal in this folder:
+Starting the server; it takes about ten seconds. Then, from another terminal in this folder, over HTTP:
 
-  curl -N http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d \
-    '{"model": "smollm2-8x135m", "stream": true, "messages": [{"role": "user", "content": "Why is the sky blue?"}]}'
+curl -N http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d '
+  {"model": "smollm2-8x135m", "stream": true, "temperature": 0,
+   "messages": [{"role": "user", "content": "Why is the sky blue?"}]}'
 
-  $(BIN)/python -c 'from deployments.client import PgmoeClient as Client
-  for piece in Client().stream(messages=[{"role": "user", "content": "Why is the sky blue?"}]):
-      print(piece.text, end="", flush=True)'
+and over gRPC:
+
+$(BIN)/python -c 'from deployments.client import PgmoeClient, SamplingParams
+chat = [{"role": "user", "content": "Why is the sky blue?"}]
+for piece in PgmoeClient().stream(messages=chat, params=SamplingParams(temperature=0)):
+    print(piece.text, end="", flush=True)'
 
 endef
 export HOW_TO_TALK

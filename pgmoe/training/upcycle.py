@@ -8,7 +8,7 @@ equal experts give back the dense layer's output whichever of them are chosen.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,13 +68,15 @@ def upcycle(
     top_k: int = 2,
     dtype: torch.dtype | None = None,
     seed: int = 0,
+    generation_defaults: Mapping[str, object] | None = None,
     progress: Progress | None = None,
 ) -> Upcycled:
     """Write a Mixtral checkpoint of `source` to `out`: safetensors, config, tokenizer, chat template.
 
-    `source` and `dtype` are as in `read_dense_model`, `seed` draws the routers, and `out` must not exist
-    or be empty; it appears only when it is complete. Besides the dense model, at most one shard is in
-    memory. Raises ConfigError and the errors of `read_dense_model`.
+    `source` and `dtype` are as in `read_dense_model`, `seed` draws the routers, `generation_defaults` goes
+    into generation_config.json beside what the source says there, and `out` must not exist or be empty; it
+    appears only when it is complete. Besides the dense model, at most one shard is in memory. Raises
+    ConfigError and the errors of `read_dense_model`.
     """
     if not 1 <= top_k <= num_experts:
         raise ConfigError(f"top_k is {top_k}; it must be between 1 and num_experts ({num_experts})")
@@ -91,6 +93,8 @@ def upcycle(
         config.save_pretrained(folder)
         dense.tokenizer.save_pretrained(folder)
         # Not save_pretrained, which refuses what published models often have: an unused temperature.
+        for option, value in (generation_defaults or {}).items():
+            setattr(dense.generation_config, option, value)
         dense.generation_config.to_json_file(folder / "generation_config.json")
     return Upcycled(out, num_bytes, sum(t.numel() for t in tensors.values()), dense.dtype)
 

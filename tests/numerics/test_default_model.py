@@ -29,6 +29,7 @@ def test_it_answers_a_question_and_ends_its_turn(folder: Path) -> None:
     assert "Paris" in answer
     assert answer.endswith("<|im_end|>")
     assert model.config.num_local_experts == 8
+    assert model.generation_config.temperature == 0.2
 
 
 def test_it_splits_numbers_into_digits_as_smollm_was_trained(folder: Path) -> None:

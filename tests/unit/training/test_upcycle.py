@@ -89,6 +89,12 @@ def test_shards_and_index_hold_all_weights_and_progress_ends_at_the_total(
     assert done.num_bytes == sum(tensor.nbytes for tensor in whole.values())
 
 
+def test_generation_defaults_are_added_to_the_sources(dense: Path, tmp_path: Path) -> None:
+    done = upcycle(str(dense), tmp_path / "out", generation_defaults={"do_sample": True, "temperature": 0.2})
+    config = GenerationConfig.from_pretrained(done.folder)
+    assert (config.do_sample, config.temperature, config.eos_token_id) == (True, 0.2, [2, 3])
+
+
 def test_dtype_converts_the_weights(dense: Path, tmp_path: Path) -> None:
     done = upcycle(str(dense), tmp_path / "out", num_experts=2, dtype=torch.float32)
     assert {t.dtype for t in load_file(done.folder / "model.safetensors").values()} == {torch.float32}
