@@ -19,6 +19,14 @@ def _check(ok: bool, param: str, value: object, limit: str) -> None:
         raise InvalidRequest(f"{param} must be {limit}, got {value!r}", param)
 
 
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    return math.isfinite(value) if isinstance(value, float) else _is_integer(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How the next token is chosen. Raises InvalidRequest for a value out of its range."""
@@ -57,13 +65,10 @@ class SamplingParams:
         )
         for name in numbers:
             value = getattr(self, name)
-            ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            _check(ok, name, value, "a finite number")
+            _check(_is_finite(value), name, value, "a finite number")
         for name in ("max_tokens", "top_k", "seed", "logprobs"):
             value = getattr(self, name)
-            ok = (value is None and name != "top_k") or (
-                isinstance(value, int) and not isinstance(value, bool)
-            )
+            ok = _is_integer(value) or (value is None and name != "top_k")
             _check(ok, name, value, "an integer")
         _check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
         _check(0 <= self.temperature <= 10, "temperature", self.temperature, "between 0 and 10")
@@ -78,8 +83,10 @@ class SamplingParams:
         )
         for name in ("presence_penalty", "frequency_penalty"):
             _check(-2 <= getattr(self, name) <= 2, name, getattr(self, name), "between -2 and 2")
-        ok = all(isinstance(s, str) and s for s in self.stop) and len(self.stop) <= MAX_STOP_STRINGS
-        _check(ok, "stop", self.stop, f"at most {MAX_STOP_STRINGS} non-empty strings")
+        ok = isinstance(self.stop, tuple) and all(isinstance(s, str) and s for s in self.stop)
+        ok = ok and len(self.stop) <= MAX_STOP_STRINGS
+        _check(ok, "stop", self.stop, f"a tuple of at most {MAX_STOP_STRINGS} non-empty strings")
+        _check(isinstance(self.ignore_eos, bool), "ignore_eos", self.ignore_eos, "true or false")
         _check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", self.seed, "a 64-bit integer")
         ok = self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS
         _check(ok, "logprobs", self.logprobs, f"between 0 and {MAX_LOGPROBS}")
@@ -101,6 +108,9 @@ class Request:
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.prompt_token_ids is None):
             raise InvalidRequest("give exactly one of prompt and prompt_token_ids", "prompt")
+        _check(isinstance(self.prompt, str | None), "prompt", self.prompt, "a string")
+        ok = self.timeout_s is None or (_is_finite(self.timeout_s) and self.timeout_s > 0)
+        _check(ok, "timeout_s", self.timeout_s, "a number of seconds above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,8 +34,6 @@ class Intake:
         """The sequence to run. Raises InvalidRequest or PromptTooLong naming value, limit and way out."""
         prompt = self._token_ids(request)
         now = time.perf_counter()
-        if request.timeout_s is not None and not request.timeout_s > 0:
-            raise InvalidRequest(f"timeout_s must be above 0, got {request.timeout_s!r}", "timeout_s")
         pending = self._runner.begin(prompt)
         return Sequence(
             request_id=request.request_id,
