@@ -13,12 +13,10 @@ class SchedulerOutput:
     """The requests whose tokens the next step computes; today one at most."""
 
     request_ids: tuple[str, ...]
-    admitted: tuple[str, ...] = ()
-    """Those among them that waited until now."""
 
 
 class Scheduler:
-    """First come, first served into `max_running` places; who has a place gets every n-th step."""
+    """First come, first served into `max_running` places; who has one gets every `max_running`-th step."""
 
     def __init__(self, max_running: int, max_waiting: int) -> None:
         self._max_running = max_running
@@ -52,11 +50,9 @@ class Scheduler:
         queue.remove(request_id)
 
     def schedule(self) -> SchedulerOutput:
-        """Whose turn it is. New requests come first, so that their first token is early."""
-        if self._waiting and self.num_running < self._max_running:
-            request_id = self._waiting.popleft()
-            self._running.append(request_id)
-            return SchedulerOutput((request_id,), (request_id,))
+        """Whose turn it is. Newcomers join the round at its end: a stream of short ones delays nobody."""
+        while self._waiting and self.num_running < self._max_running:
+            self._running.append(self._waiting.popleft())
         if not self._running:
             return SchedulerOutput(())
         self._running.rotate(-1)
