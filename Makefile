@@ -46,7 +46,7 @@ dev: $(VENV)/.dev ## Install what tests and checks need, too.
 
 define HOW_TO_TALK
 
-Starting the server; it takes about ten seconds. Then, from another terminal in this folder, over HTTP:
+Starting the server; it takes 10 to 30 seconds. Then, from another terminal in this folder, over HTTP:
 
 curl -N http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d '
   {"model": "smollm2-8x135m", "stream": true, "temperature": 0,
