@@ -123,4 +123,5 @@ def _chat_logprob(entry: TokenLogprob) -> Json:
 
 
 def _token_json(text: str, logprob: float) -> Json:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+    raw = None if "\ufffd" in text else list(text.encode())  # part of a character: OpenAI allows null
+    return {"token": text, "logprob": logprob, "bytes": raw}

@@ -163,16 +163,23 @@ R = TypeVar("R", ChatCompletionRequest, CompletionRequest)
 
 
 def parse(kind: type[R], body: bytes) -> R:
-    """Read a request body. Raises InvalidRequest that names the first field at fault."""
+    """Read a request body. Raises InvalidRequest that names the field at fault."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False)
-    where = [str(part) for part in faults[0]["loc"]]
-    message = faults[0]["msg"].removeprefix("Value error, ")
-    if faults[0]["type"] == "json_invalid":
+        # Of a field that takes several shapes pydantic tells a fault for each; the deepest was nearest.
+        fault = max(error.errors(include_url=False, include_context=False), key=lambda e: len(e["loc"]))
+    where = [str(part) for part in fault["loc"] if not _is_shape(part)]
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "json_invalid":
         raise InvalidRequest(f"the body is not JSON: {message.removeprefix('Invalid JSON: ')}")
     if not where:
-        raise InvalidRequest(message, message.partition(":")[0])
-    got = f" (got {faults[0]['input']!r:.80})" if faults[0]["type"] != "missing" else ""
+        ours = fault["type"] == "value_error"  # "field: what is wrong", see the validators above
+        raise InvalidRequest(message, message.partition(":")[0] if ours else None)
+    got = f" (got {fault['input']!r:.80})" if fault["type"] != "missing" else ""
     raise InvalidRequest(f"{'.'.join(where)}: {message}{got}", where[0])
+
+
+def _is_shape(part: str | int) -> bool:
+    """Whether a step of a fault's path names one of a field's types instead of a field."""
+    return isinstance(part, str) and (part == "str" or part.startswith("list["))

@@ -143,7 +143,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class GetModelInfoResponse(_message.Message):
-    __slots__ = ("name", "architecture", "device", "dtype", "num_moe_layers", "num_experts", "top_k", "dense_bytes", "expert_bytes", "num_slots", "max_model_len", "is_encoder_decoder")
+    __slots__ = ("name", "architecture", "device", "dtype", "num_moe_layers", "num_experts", "top_k", "dense_bytes", "expert_bytes", "num_slots", "max_model_len", "is_encoder_decoder", "vocab_size")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +156,7 @@ class GetModelInfoResponse(_message.Message):
     NUM_SLOTS_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     IS_ENCODER_DECODER_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     name: str
     architecture: str
     device: str
@@ -168,4 +169,5 @@ class GetModelInfoResponse(_message.Message):
     num_slots: int
     max_model_len: int
     is_encoder_decoder: bool
-    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., num_moe_layers: _Optional[int] = ..., num_experts: _Optional[int] = ..., top_k: _Optional[int] = ..., dense_bytes: _Optional[int] = ..., expert_bytes: _Optional[int] = ..., num_slots: _Optional[int] = ..., max_model_len: _Optional[int] = ..., is_encoder_decoder: _Optional[bool] = ...) -> None: ...
+    vocab_size: int
+    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., num_moe_layers: _Optional[int] = ..., num_experts: _Optional[int] = ..., top_k: _Optional[int] = ..., dense_bytes: _Optional[int] = ..., expert_bytes: _Optional[int] = ..., num_slots: _Optional[int] = ..., max_model_len: _Optional[int] = ..., is_encoder_decoder: _Optional[bool] = ..., vocab_size: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,51 @@
+"""What tests ask of the running server beside the calls they test."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+MODEL = "tiny-chat"
+CONTEXT = 512
+ENDLESS = {"ignore_eos": True}
+"""Sampling parameters that go on to the end of the context: seconds of work, if nothing stops them."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where it listens."""
+
+    url: str
+    grpc: str
+
+    def samples(self) -> list[Sample]:
+        """Everything on `/metrics`."""
+        page = httpx.get(f"{self.url}/metrics").raise_for_status().text
+        return [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum over all replicas and other labels."""
+        return sum(
+            sample.value
+            for sample in self.samples()
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def running(self) -> float:
+        return self.total("pgmoe_num_requests_running") + self.total("pgmoe_num_requests_waiting")
+
+    def tokens(self) -> float:
+        return self.total("pgmoe_generation_tokens_total")
+
+
+def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> bool:
+    """Whether it becomes true in time."""
+    give_up = time.monotonic() + within_s
+    while not (fulfilled := condition()) and time.monotonic() < give_up:
+        time.sleep(0.05)
+    return fulfilled
