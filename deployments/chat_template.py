@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pgmoe.errors import InvalidRequest
-from pgmoe.models.checkpoint import resolve_folder
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,11 @@ class ChatTemplate:
         self._tokenizer = tokenizer
 
     @classmethod
-    def load(cls, model: str) -> ChatTemplate:
-        """Take the template from the tokenizer of a model folder or hub id; no code of the model is run.
+    def load(cls, folder: Path) -> ChatTemplate:
+        """Take the template from the tokenizer in a model folder; no code of the model is run.
 
-        A model without tokenizer is fine until someone chats with it. Raises CheckpointError where there is
-        no such folder.
+        A model without tokenizer is fine until someone chats with it.
         """
-        folder = resolve_folder(model)
         if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
             return cls(None)
         return cls(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))

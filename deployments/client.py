@@ -44,7 +44,8 @@ class PgmoeClient:
     ) -> RequestOutput:
         """The whole answer to a text, token ids or `messages` ({"role", "content"} each).
 
-        `timeout_s` is a deadline: the call raises DeadlineExceeded and the server stops.
+        Without `params` the model's own defaults hold. `timeout_s` is a deadline: the call raises
+        DeadlineExceeded and the server stops.
         """
         request = _request(prompt, messages, params, model, timeout_s)
         with _our_errors():
@@ -100,7 +101,8 @@ def _request(
     if (prompt is None) == (messages is None):
         raise InvalidRequest("give exactly one of prompt and messages", "prompt")
     request = pb.GenerateRequest(model=model, timeout_s=timeout_s)
-    request.sampling.CopyFrom(grpc_messages.sampling_message(params or SamplingParams()))
+    if params is not None:
+        request.sampling.CopyFrom(grpc_messages.sampling_message(params))
     if isinstance(prompt, str):
         request.prompt = prompt
     elif prompt is not None:

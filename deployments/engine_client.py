@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from deployments.chat_template import ChatMessage, ChatTemplate
 from deployments.pieces import join
+from deployments.sampling_defaults import SamplingDefaults
 from pgmoe.errors import EngineClosed, EngineOverloaded, ModelNotFound, PgmoeError
 from pgmoe.request import ModelInfo, Request, RequestOutput, SamplingParams
 
@@ -25,9 +26,15 @@ class EngineClient:
     """Turns calls into requests, sends them to a replica and streams the answers; raises only our errors."""
 
     def __init__(
-        self, engine: DeploymentHandle[Any], model: str, template: ChatTemplate, timeout_s: float | None
+        self,
+        engine: DeploymentHandle[Any],
+        model: str,
+        template: ChatTemplate,
+        defaults: SamplingDefaults,
+        timeout_s: float | None,
     ) -> None:
         self.model = model
+        self.defaults = defaults
         self._engine = engine
         self._template = template
         self._timeout_s = timeout_s

@@ -6,6 +6,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from deployments.protos.pgmoe.v1 import pgmoe_pb2 as pb
+from deployments.sampling_defaults import SamplingDefaults
 from pgmoe.request import FinishReason, ModelInfo, RequestOutput, SamplingParams, TokenLogprob, Usage
 
 _TO_REASON: dict[FinishReason | None, pb.FinishReason] = {
@@ -16,10 +17,10 @@ _TO_REASON: dict[FinishReason | None, pb.FinishReason] = {
 _FROM_REASON = {value: key for key, value in _TO_REASON.items()}
 
 
-def sampling_params(message: pb.SamplingParams) -> SamplingParams:
-    """What the caller set, and defaults for the rest. Raises InvalidRequest for a value out of range."""
+def sampling_params(message: pb.SamplingParams, defaults: SamplingDefaults) -> SamplingParams:
+    """What the caller set over the model's own defaults. Raises InvalidRequest for a value out of range."""
     given: dict[str, Any] = {field.name: value for field, value in message.ListFields()}
-    return SamplingParams(**(given | {"stop": tuple(message.stop)}))
+    return SamplingParams(**(defaults | given | {"stop": tuple(message.stop)}))
 
 
 def sampling_message(params: SamplingParams) -> pb.SamplingParams:

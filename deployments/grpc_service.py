@@ -68,7 +68,7 @@ class GrpcService:
 
     def _request(self, message: pb.GenerateRequest) -> Request:
         self._check_model(message.model)
-        params = grpc_messages.sampling_params(message.sampling)
+        params = grpc_messages.sampling_params(message.sampling, self._client.defaults)
         timeout_s = message.timeout_s if message.HasField("timeout_s") else None
         match message.WhichOneof("input"):
             case "prompt":

@@ -15,13 +15,17 @@ from deployments.engine_client import EngineClient
 from deployments.grpc_service import GrpcService, refuse_watch
 from deployments.openai_http import build_http
 from deployments.protos.pgmoe.v1 import pgmoe_pb2 as pb
+from deployments.sampling_defaults import load_defaults
+from pgmoe.models.checkpoint import resolve_folder
 
 
 class Ingress:
     """What Serve calls: for HTTP the FastAPI application, for gRPC the method of the RPC's own name."""
 
     def __init__(self, engine: DeploymentHandle[Any], model: str, name: str, timeout_s: float | None) -> None:
-        self._client = EngineClient(engine, name, ChatTemplate.load(model), timeout_s)
+        folder = resolve_folder(model)
+        template, defaults = ChatTemplate.load(folder), load_defaults(folder)
+        self._client = EngineClient(engine, name, template, defaults, timeout_s)
         self._grpc = GrpcService(self._client)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -36,7 +36,7 @@ class OpenAIRoutes:
         body = parse(ChatCompletionRequest, await http.body())
         self._client.check_model(body.model)
         messages = [message.flat() for message in body.messages]
-        request = self._client.chat_request(messages, body.sampling(), body.timeout_s)
+        request = self._client.chat_request(messages, body.sampling(self._client.defaults), body.timeout_s)
         style = ChatFormat(request.request_id, body.model, request.params.logprobs is not None)
         return await self._answer(body, request, style)
 
@@ -44,7 +44,9 @@ class OpenAIRoutes:
         """`POST /v1/completions`."""
         body = parse(CompletionRequest, await http.body())
         self._client.check_model(body.model)
-        request = self._client.text_request(body.single_prompt(), body.sampling(), body.timeout_s)
+        request = self._client.text_request(
+            body.single_prompt(), body.sampling(self._client.defaults), body.timeout_s
+        )
         style = TextFormat(request.request_id, body.model, request.params.logprobs is not None)
         return await self._answer(body, request, style)
 

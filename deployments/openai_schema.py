@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deployments.chat_template import ChatMessage
+from deployments.sampling_defaults import SamplingDefaults
 from pgmoe.errors import InvalidRequest
 from pgmoe.request import SamplingParams
 
@@ -106,14 +107,14 @@ class _GenerationRequest(_Strict):
         """Whether a stream ends with a chunk that has the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def _sampling(self, **own: Any) -> SamplingParams:
+    def _sampling(self, defaults: SamplingDefaults, **own: Any) -> SamplingParams:
         shared = (
             "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "top_k", "min_p",
             "repetition_penalty", "ignore_eos",
         )  # fmt: skip
         given = {name: getattr(self, name) for name in shared} | own
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        return SamplingParams(stop=stop, **{k: v for k, v in given.items() if v is not None})
+        return SamplingParams(stop=stop, **(defaults | {k: v for k, v in given.items() if v is not None}))
 
 
 class ChatCompletionRequest(_GenerationRequest):
@@ -130,11 +131,11 @@ class ChatCompletionRequest(_GenerationRequest):
             raise ValueError("top_logprobs: needs logprobs to be true")
         return self
 
-    def sampling(self) -> SamplingParams:
-        """The sampling parameters. Raises InvalidRequest for a value out of range."""
+    def sampling(self, defaults: SamplingDefaults) -> SamplingParams:
+        """What the caller gave over the model's own defaults. Raises InvalidRequest if out of range."""
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        return self._sampling(logprobs=logprobs, max_tokens=tokens)
+        return self._sampling(defaults, logprobs=logprobs, max_tokens=tokens)
 
 
 class CompletionRequest(_GenerationRequest):
@@ -152,10 +153,12 @@ class CompletionRequest(_GenerationRequest):
             raise InvalidRequest(f"prompt: {len(texts)} prompts in one request; send one at a time", "prompt")
         return texts[0] if texts else [part for part in self.prompt if isinstance(part, int)]
 
-    def sampling(self) -> SamplingParams:
-        """The sampling parameters. Raises InvalidRequest for a value out of range."""
+    def sampling(self, defaults: SamplingDefaults) -> SamplingParams:
+        """What the caller gave over the model's own defaults. Raises InvalidRequest if out of range."""
         return self._sampling(
-            logprobs=self.logprobs, max_tokens=16 if self.max_tokens is None else self.max_tokens
+            defaults,
+            logprobs=self.logprobs,
+            max_tokens=16 if self.max_tokens is None else self.max_tokens,
         )
 
 

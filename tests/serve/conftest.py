@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,7 @@ from deployments.client import PgmoeClient
 from pgmoe.engine.llm import LLM
 from tests.monitoring.prometheus_server import free_port
 from tests.monitoring.serve_run import serve_run
-from tests.serve.running_server import MODEL, Server
+from tests.serve.running_server import DEFAULTS, MODEL, Server
 from tests.support.checkpoints import save_tiny_chat
 
 CONFIG = Path(__file__).parents[2] / "config.yaml"
@@ -29,7 +30,10 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def model_folder(folder: Path) -> Path:
-    return save_tiny_chat(folder / MODEL)
+    model = save_tiny_chat(folder / MODEL)
+    file = model / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"do_sample": True, **DEFAULTS}))
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from prometheus_client.samples import Sample
 
 MODEL = "tiny-chat"
 CONTEXT = 512
+DEFAULTS = {"temperature": 1.5, "top_k": 40}
+"""Sampling that the model's makers recommend."""
 ENDLESS = {"ignore_eos": True}
 """Sampling parameters that go on to the end of the context: seconds of work, if nothing stops them."""
 

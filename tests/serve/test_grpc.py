@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -15,7 +16,7 @@ from deployments.protos.pgmoe.v1.pgmoe_pb2_grpc import PgmoeServiceStub
 from pgmoe.engine.llm import LLM
 from pgmoe.errors import DeadlineExceeded, EngineClosed, InvalidRequest
 from pgmoe.request import SamplingParams
-from tests.serve.running_server import CONTEXT, MODEL, Server
+from tests.serve.running_server import CONTEXT, DEFAULTS, MODEL, Server
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, logprobs=2)
 PROMPT = "To bake bread"
@@ -64,6 +65,15 @@ def test_token_ids_and_messages_are_prompts_too(client: PgmoeClient, offline: LL
     assert client.generate(messages=messages, params=GREEDY).token_ids == (
         client.generate(ids, params=GREEDY).token_ids
     )
+
+
+def test_a_field_that_is_not_set_is_what_the_models_makers_recommend(stub: PgmoeServiceStub) -> None:
+    def ask(**given: Any) -> str:
+        sampling = pb.SamplingParams(seed=7, max_tokens=24, **given)
+        text: str = stub.Generate(pb.GenerateRequest(prompt=PROMPT, sampling=sampling)).text
+        return text
+
+    assert ask() == ask(**DEFAULTS) != ask(temperature=1)
 
 
 def test_model_info_says_what_is_served(client: PgmoeClient, offline: LLM) -> None:

@@ -12,7 +12,7 @@ from openai import AsyncOpenAI, OpenAI
 
 from pgmoe.engine.llm import LLM
 from pgmoe.request import SamplingParams
-from tests.serve.running_server import MODEL, Server
+from tests.serve.running_server import DEFAULTS, MODEL, Server
 
 QUESTION: list[Any] = [
     {"role": "system", "content": "You answer questions."},
@@ -116,6 +116,15 @@ def test_a_seed_repeats_an_answer(openai: OpenAI) -> None:
         )
 
     assert ask(7) == ask(7) != ask(8)
+
+
+def test_who_says_nothing_gets_the_sampling_that_the_models_makers_recommend(openai: OpenAI) -> None:
+    def ask(**given: Any) -> str:
+        answer = openai.completions.create(model=MODEL, prompt="Bread", seed=7, max_tokens=24, **given)
+        return answer.choices[0].text
+
+    recommended = ask(temperature=DEFAULTS["temperature"], extra_body={"top_k": DEFAULTS["top_k"]})
+    assert ask() == recommended != ask(temperature=1)
 
 
 def test_sampling_parameters_beside_openais_are_honoured(openai: OpenAI) -> None:

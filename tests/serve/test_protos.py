@@ -46,7 +46,7 @@ def test_sampling_parameters_survive_the_wire() -> None:
     )  # fmt: skip
     for one in (params, SamplingParams()):
         wire = grpc_messages.sampling_message(one).SerializeToString()
-        assert grpc_messages.sampling_params(pb.SamplingParams.FromString(wire)) == one
+        assert grpc_messages.sampling_params(pb.SamplingParams.FromString(wire), {}) == one
 
 
 def test_an_answer_survives_the_wire() -> None:
