@@ -16,7 +16,7 @@ from pgmoe.engine.runner import ModelRunner
 from pgmoe.engine.sampler import SampledToken
 from pgmoe.engine.scheduler import Scheduler
 from pgmoe.engine.sequence import Sequence
-from pgmoe.errors import DeadlineExceeded, EngineOverloaded, InvalidRequest
+from pgmoe.errors import ConfigError, DeadlineExceeded, EngineClosed, EngineOverloaded, InvalidRequest
 from pgmoe.metrics.stats import EngineStats
 from pgmoe.models.loader import LoadedModel
 from pgmoe.models.tokenizer import load_tokenizer
@@ -49,6 +49,7 @@ class Engine:
         self._intake = Intake(self.info, self.tokenizer, self._runner, self._assembly.device)
         self._scheduler = Scheduler(config.max_running, config.max_waiting)
         self._sequences: dict[str, Sequence] = {}
+        self._closed = False
         self._lock = threading.Lock()  # guards scheduler and sequences, never held while the model runs
 
     @property
@@ -71,12 +72,17 @@ class Engine:
         try:
             return self._intake.accept(request)
         except InvalidRequest:
-            self.stats.finished["rejected"] += 1
+            with self._lock:
+                self.stats.finished["rejected"] += 1
             raise
 
     def add(self, sequence: Sequence) -> None:
-        """Queue an accepted request. Raises EngineOverloaded, or InvalidRequest if its id is in use."""
+        """Queue an accepted request; its id is free again one step after its end.
+
+        Raises EngineOverloaded, EngineClosed, or InvalidRequest if the id is in use.
+        """
         with self._lock:
+            self._check_open()
             if sequence.request_id in self._sequences:
                 raise InvalidRequest(f"request id {sequence.request_id!r} is in use", "request_id")
             try:
@@ -88,14 +94,20 @@ class Engine:
             self._count()
 
     def abort(self, request_id: str) -> None:
-        """Stop a request at the next step, if it still runs; nothing more is said of it."""
-        with self._lock:
-            sequence = self._sequences.get(request_id)
-            if sequence is not None:
-                sequence.aborted = True
+        """Stop a request at the next step, if it still runs; nothing more is said of it.
+
+        Takes no lock: it may be called by the garbage collector, in the midst of anything.
+        """
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            sequence.aborted = True
 
     def step(self) -> list[StepOutput]:
-        """Schedule, run, and return what is new. A failure ends the request that met it, no other."""
+        """Schedule, run, and return what is new. A failure ends the request that met it, no other.
+
+        Raises EngineClosed after `close`.
+        """
+        self._check_open()
         outputs = self._sweep()
         with self._lock:
             scheduled = [self._sequences[r] for r in self._scheduler.schedule().request_ids]
@@ -112,8 +124,17 @@ class Engine:
         return outputs
 
     def close(self) -> None:
-        """Stop reading experts and close their files."""
+        """End all requests, stop reading experts, close files. Not during a step; may be called again."""
+        with self._lock:
+            self._closed = True
+            open_ = list(self._sequences.values())
+        for sequence in open_:
+            self._end(sequence, "cancelled")
         self._assembly.pool.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineClosed("the engine is shut down")
 
     def _advance(self, sequence: Sequence) -> RequestOutput | None:
         now = time.perf_counter()
@@ -133,9 +154,7 @@ class Engine:
     def _say(self, sequence: Sequence, token: SampledToken) -> RequestOutput:
         self._time_token(sequence)
         text, reason = self._take(sequence, token.token_id)
-        if reason is not None:
-            self._end(sequence, reason)
-        return RequestOutput(
+        piece = RequestOutput(
             request_id=sequence.request_id,
             text=text,
             token_ids=(token.token_id,),
@@ -143,6 +162,9 @@ class Engine:
             finish_reason=reason,
             usage=sequence.usage if reason else None,
         )
+        if reason is not None:
+            self._end(sequence, reason)
+        return piece
 
     def _take(self, sequence: Sequence, token_id: int) -> tuple[str, FinishReason | None]:
         """The text that this token completes, and why the answer ends with it, if it does."""
@@ -203,7 +225,11 @@ class Engine:
 
 
 def _model_info(config: EngineConfig, assembly: Assembly, runner: ModelRunner) -> ModelInfo:
-    layers = assembly.loaded.layers
+    layers, wanted = assembly.loaded.layers, config.max_model_len
+    if wanted is not None and wanted > runner.context:
+        raise ConfigError(
+            f"max_model_len {wanted}: the model's context is {runner.context}; give at most that"
+        )
     return ModelInfo(
         name=config.name,
         architecture=type(assembly.loaded.model).__name__,
@@ -215,7 +241,7 @@ def _model_info(config: EngineConfig, assembly: Assembly, runner: ModelRunner) -
         dense_bytes=assembly.loaded.dense_bytes,
         expert_bytes=max(layer.layout.weight_bytes for layer in layers),
         num_slots=assembly.num_slots,
-        max_model_len=min(config.max_model_len or runner.context, runner.context),
+        max_model_len=wanted or runner.context,
         vocab_size=runner.vocab_size,
         is_encoder_decoder=runner.is_encoder_decoder,
     )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 
 from transformers import PreTrainedTokenizerBase
 
 from pgmoe.config import EngineConfig
 from pgmoe.engine.assembly import Progress
-from pgmoe.engine.engine import Engine
+from pgmoe.engine.engine import Engine, StepOutput
+from pgmoe.engine.sequence import Sequence as Running
 from pgmoe.metrics.stats import EngineStats
 from pgmoe.request import Completion, ModelInfo, Request, RequestOutput, SamplingParams
 
@@ -21,10 +24,14 @@ Prompt = str | Sequence[int]
 class LLM:
     """A model for scripts and notebooks. Not for several threads; servers use AsyncEngine."""
 
-    def __init__(self, model: str, *, progress: Progress | None = None, **options: object) -> None:
+    def __init__(
+        self, model: str | os.PathLike[str], *, progress: Progress | None = None, **options: object
+    ) -> None:
         """Load `model`; the options are EngineConfig's. Raises ConfigError or CheckpointError."""
-        self._engine = Engine(EngineConfig.parse({"model": model, **options}), progress)
+        self._engine = Engine(EngineConfig.parse({"model": os.fspath(model), **options}), progress)
         self._ids = (f"offline-{n}" for n in itertools.count())
+        self._news: dict[str, deque[StepOutput]] = {}  # of open requests, until their callers take it
+        self._in_step = False
 
     @property
     def info(self) -> ModelInfo:
@@ -42,35 +49,46 @@ class LLM:
         return self._engine.tokenizer
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        add_special_tokens: bool = True,
     ) -> list[Completion]:
-        """Answer prompts, in their order. Raises InvalidRequest for a bad one before any is computed."""
-        batch = [prompts] if _is_one(prompts) else list(prompts)
-        sequences = [self._engine.accept(_request(next(self._ids), p, params)) for p in batch]  # type: ignore[arg-type]
-        waiting = list(sequences)[::-1]
-        pieces: dict[str, list[RequestOutput]] = {s.request_id: [] for s in sequences}
-        try:
-            while waiting or self._engine.has_work:
-                while waiting and self._engine.has_room:
-                    self._engine.add(waiting.pop())
-                for piece in self._step():
-                    pieces[piece.request_id].append(piece)
-        finally:
-            self._abort([s.request_id for s in sequences])
-        return [Completion.join(pieces[s.request_id]) for s in sequences]
+        """Answer prompts, in their order.
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
-        """The pieces of one answer as they come. Closing the iterator ends the generation."""
-        sequence = self._engine.accept(_request(next(self._ids), prompt, params))
-        self._engine.add(sequence)
+        `add_special_tokens=False` is for text that a chat template has given its special tokens already.
+        Raises InvalidRequest for a bad prompt before any is computed; an error that meets one ends all.
+        """
+        batch = [prompts] if _is_one(prompts) else prompts
+        sequences = [self._accept(p, params, add_special_tokens) for p in batch]  # type: ignore[arg-type]
+        waiting = deque(sequences)
+        answers = []
         try:
-            while self._engine.has_work:
-                yield from self._step()
+            for sequence in sequences:
+                pieces: list[RequestOutput] = []
+                while not pieces or not pieces[-1].finished:
+                    while waiting and self._engine.has_room:
+                        self._add(waiting.popleft())
+                    self._step()
+                    pieces += self._take(sequence.request_id)
+                answers.append(Completion.join(pieces))
         finally:
-            self._abort([sequence.request_id])
+            self._drop(s.request_id for s in sequences)
+        return answers
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, add_special_tokens: bool = True
+    ) -> Iterator[RequestOutput]:
+        """The pieces of one answer as they come. Closing the iterator ends the generation.
+
+        Several may be open, and `generate` called between pieces: all take turns. Raises InvalidRequest at
+        once, other errors from the iterator.
+        """
+        return self._pieces(self._accept(prompt, params, add_special_tokens))
 
     def close(self) -> None:
-        """Free files and threads."""
+        """End open streams, free files and threads. May be called again."""
         self._engine.close()
 
     def __enter__(self) -> LLM:
@@ -81,29 +99,60 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _step(self) -> list[RequestOutput]:
-        pieces = []
-        for output in self._engine.step():
+    def _accept(self, prompt: Prompt, params: SamplingParams | None, add_special_tokens: bool) -> Running:
+        request = Request(
+            request_id=next(self._ids),
+            prompt=prompt if isinstance(prompt, str) else None,
+            prompt_token_ids=None if isinstance(prompt, str) else tuple(prompt),
+            params=params or SamplingParams(),
+            add_special_tokens=add_special_tokens,
+        )
+        return self._engine.accept(request)
+
+    def _pieces(self, sequence: Running) -> Iterator[RequestOutput]:
+        self._add(sequence)
+        try:
+            while True:
+                for piece in self._take(sequence.request_id):
+                    yield piece
+                    if piece.finished:
+                        return
+                self._step()
+        finally:
+            self._drop([sequence.request_id])
+
+    def _add(self, sequence: Running) -> None:
+        self._engine.add(sequence)
+        self._news[sequence.request_id] = deque()
+
+    def _step(self) -> None:
+        """One step, whosever turn it is."""
+        self._in_step = True
+        try:
+            for output in self._engine.step():
+                if output.request_id in self._news:
+                    self._news[output.request_id].append(output)
+        finally:
+            self._in_step = False
+
+    def _take(self, request_id: str) -> Iterator[RequestOutput]:
+        """What is new of one request, removed. Raises the error that ended it."""
+        news = self._news.get(request_id)
+        while news:
+            output = news.popleft()
             if output.error is not None:
                 raise output.error
             assert output.piece is not None
-            pieces.append(output.piece)
-        return pieces
+            yield output.piece
 
-    def _abort(self, request_ids: list[str]) -> None:
+    def _drop(self, request_ids: Iterable[str]) -> None:
         for request_id in request_ids:
             self._engine.abort(request_id)
-        if self._engine.has_work:
-            self._engine.step()
+            self._news.pop(request_id, None)
+        # The garbage collector may close a forgotten stream during a step; that one's successor will do.
+        if self._engine.has_work and not self._in_step:
+            self._step()
 
 
 def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
-    return isinstance(prompts, str) or all(isinstance(p, int) for p in prompts)
-
-
-def _request(request_id: str, prompt: Prompt, params: SamplingParams | None) -> Request:
-    text = prompt if isinstance(prompt, str) else None
-    ids = None if isinstance(prompt, str) else tuple(prompt)
-    return Request(
-        request_id=request_id, prompt=text, prompt_token_ids=ids, params=params or SamplingParams()
-    )
+    return isinstance(prompts, str) or (len(prompts) > 0 and all(isinstance(p, int) for p in prompts))

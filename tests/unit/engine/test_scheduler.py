@@ -134,7 +134,7 @@ class AnyLife(RuleBasedStateMachine):
 
 
 TestAnyLife = AnyLife.TestCase
-TestAnyLife.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAnyLife.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 @given(num_requests=st.integers(1, 12), max_running=st.integers(1, 5))
