@@ -45,13 +45,11 @@ def assemble(config: EngineConfig, stats: ExpertStats, progress: Progress | None
     device = resolve_device(config.device)
     plan = read_plan(config.model)
     dtype = resolve_dtype(config.dtype, plan.layers)
-    # The budget is checked against the stored sizes first, so that a hopeless one fails before loading.
-    plan_slots(config.device_memory, ExpertShape.of(plan.layers, plan.dense_bytes))
+    shape = ExpertShape.of(plan.layers, plan.dense_bytes)
+    num_slots = plan_slots(config.device_memory, shape)  # a budget too small fails before anything is loaded
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     loaded = load_model(plan, dtype=dtype, device=device)
-    shape = ExpertShape.of(loaded.layers, loaded.dense_bytes)
-    num_slots = plan_slots(config.device_memory, shape)
     store = _open_store(config, loaded.layers, shape, device, progress)
     arena = SlotArena(num_slots, shape.slot_bytes, device)
     pool = ExpertPool(

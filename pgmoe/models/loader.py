@@ -5,18 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from pgmoe.errors import CheckpointError, CorruptCheckpoint, UnsupportedModel
+from pgmoe.errors import CorruptCheckpoint, UnsupportedModel
 from pgmoe.layout import ExpertLayer
 from pgmoe.models import moe
 from pgmoe.models.byte_plan import plan_bytes
 from pgmoe.models.checkpoint import Checkpoint
-from pgmoe.models.families import empty_experts, find_sockets
+from pgmoe.models.dense import fill, num_bytes, try_fill, without_experts
+from pgmoe.models.families import find_sockets
 from pgmoe.models.socket import ExpertSocket
 
 
@@ -46,11 +47,8 @@ class ModelPlan:
     model_class: type[PreTrainedModel]
     layers: tuple[ExpertLayer, ...]
     dense_keys: tuple[str, ...]
-
-    @property
-    def dense_bytes(self) -> int:
-        """Bytes of everything but the experts, as stored."""
-        return sum(self.checkpoint.tensors[k].nbytes for k in self.dense_keys)
+    dense_bytes: int
+    """Bytes that everything but the experts takes once loaded, in the experts' type."""
 
 
 def read_plan(model: str) -> ModelPlan:
@@ -58,65 +56,41 @@ def read_plan(model: str) -> ModelPlan:
     checkpoint = Checkpoint.open(model)
     config = _read_config(checkpoint)
     model_class = _model_class(checkpoint, config)
-    with torch.device("meta"):
-        whole = model_class(copy.deepcopy(config))  # shapes only; the next line empties a second one
-        emptied = without_experts(model_class)(copy.deepcopy(config))
+    whole, emptied = _build(checkpoint, config, model_class)
     sockets = find_sockets(emptied)
     if not sockets:
         raise UnsupportedModel(
             f"{checkpoint.folder}: {model_class.__name__} has no routed experts; this engine serves "
             "Mixture-of-Experts models (`pgmoe upcycle` makes one of a dense Llama)"
         )
+    for socket in sockets:
+        if not 1 <= socket.top_k <= socket.num_experts:
+            raise CorruptCheckpoint(
+                f"{checkpoint.folder}/config.json: a token uses {socket.top_k} of {socket.num_experts} experts "
+                f"in {socket.name}; it must be 1 to all"
+            )
     plan = plan_bytes(checkpoint, whole, sockets)
-    return ModelPlan(checkpoint, config, model_class, plan.layers, plan.dense_keys)
+    dtype = plan.layers[0].dtype
+    skeleton = try_fill(checkpoint, config, model_class, plan.dense_keys, dtype)
+    return ModelPlan(checkpoint, config, model_class, plan.layers, plan.dense_keys, num_bytes(skeleton))
 
 
 def load_model(plan: ModelPlan, *, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """Load the dense weights onto `device` in `dtype`; no expert is read.
 
-    Raises CorruptCheckpoint if weights are missing or of the wrong shape.
+    Raises CorruptCheckpoint if the files are no longer those that the plan was made of.
     """
-    moe.register()
     stored = {key: plan.checkpoint.tensors[key] for key in plan.dense_keys}
-    options: dict[str, Any] = {}
-    if plan.model_class._can_set_experts_implementation():
-        options["experts_implementation"] = moe.EXPERTS_IMPLEMENTATION
-    loaded: Any = without_experts(plan.model_class).from_pretrained(
-        None,
-        config=copy.deepcopy(plan.config),
-        state_dict=stored,
-        dtype=dtype,
-        device_map={"": device},
-        output_loading_info=True,
-        **options,
-    )
-    model: PreTrainedModel = loaded[0]
-    _check_report(plan.checkpoint, loaded[1])
-    if (plan.checkpoint.folder / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(plan.checkpoint.folder)
-    model.train(False)
-    dense_bytes = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-    return LoadedModel(model, plan.checkpoint, plan.layers, tuple(find_sockets(model)), dense_bytes)
-
-
-def without_experts(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The same class, but that its instances are built without expert parameters."""
-
-    def __init__(self: PreTrainedModel, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
-        model_class.__init__(self, config, *args, **kwargs)
-        empty_experts(self)
-
-    body = {
-        "__init__": __init__,
-        "__module__": model_class.__module__,
-        "config_class": model_class.config_class,
-    }
-    return type(model_class.__name__, (model_class,), body)
+    model = fill(plan.checkpoint, plan.config, plan.model_class, stored, dtype=dtype, device=device)
+    sockets = tuple(find_sockets(model))
+    return LoadedModel(model, plan.checkpoint, plan.layers, sockets, num_bytes(model))
 
 
 def _read_config(checkpoint: Checkpoint) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    except StrictDataclassError as error:
+        raise CorruptCheckpoint(f"{checkpoint.folder}/config.json: {error}") from error
     except (ValueError, KeyError, OSError, TypeError) as error:
         kind = checkpoint.config.get("model_type", "none")
         raise UnsupportedModel(
@@ -128,7 +102,7 @@ def _read_config(checkpoint: Checkpoint) -> PretrainedConfig:
 
 def _model_class(checkpoint: Checkpoint, config: PretrainedConfig) -> type[PreTrainedModel]:
     names = config.architectures or []
-    found = getattr(transformers, names[0], None) if names else None
+    found = getattr(transformers, str(names[0]), None) if names else None
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise UnsupportedModel(
             f"{checkpoint.folder}: architecture {names or 'none'} is not one of transformers'"
@@ -140,18 +114,15 @@ def _model_class(checkpoint: Checkpoint, config: PretrainedConfig) -> type[PreTr
     return found
 
 
-def _check_report(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
-    missing = sorted(report["missing_keys"])
-    if missing:
+def _build(
+    checkpoint: Checkpoint, config: PretrainedConfig, model_class: type[PreTrainedModel]
+) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Shapes alone, on the meta device: the model as transformers has it, and without its experts."""
+    try:
+        with torch.device("meta"):
+            return model_class(copy.deepcopy(config)), without_experts(model_class)(copy.deepcopy(config))
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CorruptCheckpoint(
-            f"{checkpoint.folder}: no weights for {len(missing)} parameters, e.g. {missing[0]}"
-        )
-    mismatched = sorted(report["mismatched_keys"], key=str)
-    if mismatched:
-        key, stored, expected = mismatched[0]
-        raise CorruptCheckpoint(
-            f"{checkpoint.folder}: {key} is {tuple(stored)}, the config asks for {tuple(expected)}"
-        )
-    errors = report.get("error_msgs") or report.get("conversion_errors")
-    if errors:
-        raise CheckpointError(f"{checkpoint.folder}: {errors}")
+            f"{checkpoint.folder}/config.json: no {model_class.__name__} can be built of it "
+            f"({type(error).__name__}: {error})"
+        ) from error

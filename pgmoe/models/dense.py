@@ -1,0 +1,135 @@
+"""The dense part of a model: built without experts, filled from a checkpoint or, as a trial, from headers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from pgmoe.errors import CheckpointError, CorruptCheckpoint
+from pgmoe.models import moe
+from pgmoe.models.checkpoint import Checkpoint, StoredTensor, read_header
+from pgmoe.models.families import empty_experts
+
+
+class StoredShape:
+    """Stands for a stored tensor while a load is tried out: its shape and type without its bytes."""
+
+    def __init__(self, stored: StoredTensor) -> None:
+        self._stored = stored
+
+    def __getitem__(self, whole: object) -> torch.Tensor:
+        return torch.empty(self._stored.shape, dtype=self._stored.dtype, device="meta")
+
+
+def without_experts(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The same class, but that its instances are built without expert parameters."""
+
+    def __init__(self: PreTrainedModel, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
+        model_class.__init__(self, config, *args, **kwargs)
+        empty_experts(self)
+
+    body = {
+        "__init__": __init__,
+        "__module__": model_class.__module__,
+        "config_class": model_class.config_class,
+    }
+    return type(model_class.__name__, (model_class,), body)
+
+
+def num_bytes(model: PreTrainedModel) -> int:
+    """Of all parameters and buffers."""
+    return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+
+
+def try_fill(
+    checkpoint: Checkpoint,
+    config: PretrainedConfig,
+    model_class: type[PreTrainedModel],
+    keys: Iterable[str],
+    dtype: torch.dtype,
+) -> PreTrainedModel:
+    """`fill` on the meta device: says what it would say and gives the sizes, but reads nothing."""
+    shapes = {key: StoredShape(checkpoint.tensors[key]) for key in keys}
+    with _quiet():
+        return fill(checkpoint, config, model_class, shapes, dtype=dtype, device=torch.device("meta"))
+
+
+def fill(
+    checkpoint: Checkpoint,
+    config: PretrainedConfig,
+    model_class: type[PreTrainedModel],
+    stored: Mapping[str, StoredTensor | StoredShape],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> PreTrainedModel:
+    """A model without experts, filled from `stored`, in `dtype` but for what transformers keeps in float32.
+
+    Raises CorruptCheckpoint if a weight is missing, does not fit or cannot be read.
+    """
+    moe.register()
+    options: dict[str, Any] = {}
+    if model_class._can_set_experts_implementation():
+        options["experts_implementation"] = moe.EXPERTS_IMPLEMENTATION
+    try:
+        loaded: Any = without_experts(model_class).from_pretrained(
+            None,
+            config=copy.deepcopy(config),
+            state_dict=stored,
+            dtype=dtype,
+            device_map={"": device},
+            ignore_mismatched_sizes=True,  # they are in the report, which names them
+            output_loading_info=True,
+            **options,
+        )
+    except RuntimeError as error:
+        for path in sorted({tensor.path for tensor in checkpoint.tensors.values()}):
+            read_header(Path(path))  # a file that changed meanwhile is named
+        raise CheckpointError(f"{checkpoint.folder}: {error}") from error
+    model: PreTrainedModel = loaded[0]
+    _check_report(checkpoint, loaded[1])
+    if (checkpoint.folder / "generation_config.json").exists():
+        model.generation_config = _read_generation_config(checkpoint)
+    model.train(False)
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _read_generation_config(checkpoint: Checkpoint) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(checkpoint.folder)
+    except (OSError, TypeError, ValueError) as error:
+        raise CorruptCheckpoint(f"{checkpoint.folder}/generation_config.json: {error}") from error
+
+
+def _check_report(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CorruptCheckpoint(
+            f"{checkpoint.folder}: no weights for {len(missing)} parameters, e.g. {missing[0]}"
+        )
+    mismatched = sorted(report["mismatched_keys"], key=str)
+    if mismatched:
+        key, stored, expected = mismatched[0]
+        raise CorruptCheckpoint(
+            f"{checkpoint.folder}: {key} is {tuple(stored)}, the config asks for {tuple(expected)}"
+        )

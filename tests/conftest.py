@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.checkpoints import save_tiny
+
+TinyCheckpoints = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoints:
+    """`tiny(family, dtype, max_shard_size)`: a tiny checkpoint, written once. Copy it before changing it."""
+    root = tmp_path_factory.mktemp("tiny")
+    written: dict[tuple[str, torch.dtype, str], Path] = {}
+
+    def checkpoint(family: str, dtype: torch.dtype = torch.float32, max_shard_size: str = "1GB") -> Path:
+        key = (family, dtype, max_shard_size)
+        if key not in written:
+            folder = root / f"{family}-{len(written)}"
+            written[key] = save_tiny(family, folder, dtype, max_shard_size=max_shard_size)
+        return written[key]
+
+    return checkpoint

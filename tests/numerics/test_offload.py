@@ -1,0 +1,158 @@
+"""The heart of the suite: whatever the budget, the tier or the files, the numbers are the same to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import GenerationConfig, MixtralConfig
+
+from pgmoe.engine.llm import LLM
+from pgmoe.request import SamplingParams
+from tests.conftest import TinyCheckpoints
+from tests.support.checkpoints import (
+    DECODER,
+    ENCODER_DECODER_FAMILIES,
+    FAMILIES,
+    tiny_model,
+)
+from tests.support.runs import Prompts, Run, all_logits, run, smallest_budget
+
+DTYPES = (torch.float32, torch.bfloat16)
+PROMPTS = Prompts.random(seed=20)
+Resident = Callable[[str, torch.dtype], Run]
+
+every_model = pytest.mark.parametrize(
+    ("family", "dtype"),
+    [(f, d) for f in FAMILIES for d in DTYPES],
+    ids=[f"{f}-{str(d).removeprefix('torch.')}" for f in FAMILIES for d in DTYPES],
+)
+
+
+@pytest.fixture(scope="module")
+def resident(tiny: TinyCheckpoints) -> Resident:
+    """`resident(family, dtype)`: the run with all experts resident, computed once."""
+    done: dict[tuple[str, torch.dtype], Run] = {}
+
+    def get(family: str, dtype: torch.dtype) -> Run:
+        if (family, dtype) not in done:
+            done[family, dtype] = run(tiny(family, dtype), PROMPTS, device_memory="100%")
+        return done[family, dtype]
+
+    return get
+
+
+@every_model
+@pytest.mark.parametrize("budget", ["smallest", "30%", "60%"])
+def test_a_smaller_budget_changes_no_bit(
+    tiny: TinyCheckpoints, resident: Resident, family: str, dtype: torch.dtype, budget: str
+) -> None:
+    folder, whole = tiny(family, dtype), resident(family, dtype)
+    options = {"device_memory": smallest_budget(folder) if budget == "smallest" else budget}
+    found = run(folder, PROMPTS, **options)
+    assert found.num_slots < whole.num_slots
+    if budget != "60%":  # Switch's prompts use fewer experts than that
+        assert found.stats.evictions.total() > 0
+    found.same_as(whole)
+
+
+@every_model
+def test_experts_from_host_memory_change_no_bit(
+    tiny: TinyCheckpoints, resident: Resident, family: str, dtype: torch.dtype
+) -> None:
+    found = run(tiny(family, dtype), PROMPTS, device_memory="30%", host_memory="100%")
+    assert set(found.stats.transfer_bytes) == {"host_to_device"}
+    found.same_as(resident(family, dtype))
+
+
+@every_model
+def test_reads_through_the_page_cache_change_no_bit(
+    tiny: TinyCheckpoints, resident: Resident, family: str, dtype: torch.dtype
+) -> None:
+    run(tiny(family, dtype), PROMPTS, device_memory="30%", direct_io=False).same_as(resident(family, dtype))
+
+
+@every_model
+def test_a_sharded_checkpoint_changes_no_bit(
+    tiny: TinyCheckpoints, resident: Resident, family: str, dtype: torch.dtype
+) -> None:
+    folder = tiny(family, dtype, "200KB" if dtype == torch.float32 else "100KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    run(folder, PROMPTS, device_memory="30%").same_as(resident(family, dtype))
+
+
+TRANSFORMERS_OWN = [p for p in FAMILIES if p not in ENCODER_DECODER_FAMILIES]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", TRANSFORMERS_OWN)
+def test_offloaded_equals_transformers_own_model_to_the_bit(
+    tiny: TinyCheckpoints, family: str, dtype: torch.dtype
+) -> None:
+    # Switch and NLLB-MoE have golden outputs of a transformers release whose blocks are right.
+    folder = tiny(family, dtype)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, experts_implementation="eager"
+    )
+    found = run(folder, PROMPTS, device_memory="30%")
+    assert torch.equal(found.logits_one, all_logits(model, [PROMPTS.one]))
+    assert torch.equal(found.logits_two, all_logits(model, PROMPTS.two))
+    greedy = GenerationConfig(
+        max_new_tokens=len(found.token_ids),
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    answer = model.generate(torch.tensor([PROMPTS.one]), generation_config=greedy)
+    assert answer.sequences[0, len(PROMPTS.one) :].tolist() == list(found.token_ids)
+    assert list(found.logprobs) == reported_logprobs(answer.logits)
+
+
+def reported_logprobs(logits: tuple[Tensor, ...]) -> list[float]:
+    """What a greedy answer with `logprobs=5` reports: the chosen token's, then the five likeliest."""
+    steps = [step[0].float().log_softmax(-1) for step in logits]
+    return [v for s in steps for v in (s.max().item(), *s.topk(5).values.tolist())]
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODER_FAMILIES)
+def test_an_encoder_decoder_answers_prompts_of_any_length_the_same_with_few_slots(
+    tiny: TinyCheckpoints, family: str
+) -> None:
+    folder = tiny(family, torch.float32)
+    prompts = [PROMPTS.one, PROMPTS.two[0], PROMPTS.one[:1]]
+    params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True, logprobs=3)
+    with LLM(str(folder)) as resident, LLM(str(folder), device_memory=smallest_budget(folder)) as offloaded:
+        expected = resident.generate(prompts, params)
+        found = offloaded.generate(prompts, params)
+    assert [c.logprobs for c in found] == [c.logprobs for c in expected]
+    assert all(len(c.token_ids) == 8 for c in found)
+    assert len({c.token_ids for c in found}) == len(prompts)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Mixtral in bfloat16 of a size at which one row and several take kernels that round differently."""
+    config = MixtralConfig(
+        **{**DECODER, "hidden_size": 256, "num_hidden_layers": 2},
+        intermediate_size=512,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+    )
+    folder = tmp_path_factory.mktemp("wide")
+    tiny_model(config, torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("budget", ["13%", "50%"])
+def test_single_tokens_of_a_wider_model_change_no_bit_with_the_budget(wide: Path, budget: str) -> None:
+    whole = run(wide, PROMPTS, num_tokens=24, device_memory="100%")
+    found = run(wide, PROMPTS, num_tokens=24, device_memory=budget)
+    assert found.stats.evictions.total() > 0
+    assert len(set(found.token_ids)) > 8
+    found.same_as(whole)
