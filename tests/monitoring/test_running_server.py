@@ -128,9 +128,8 @@ def test_the_variables_offer_the_model_and_its_replica(scene: Scene) -> None:
     assert len(offered["replica"]) == 1
 
 
-def test_every_target_of_the_scrape_config_answers(scene: Scene) -> None:
-    for job in ("pgmoe", "ray"):
-        up = [({"job": job}, 1.0)]
-        assert settled(scene, f'sum by (job) (up{{job="{job}"}})', up) == up
-    healthy = 'sum(ray_serve_deployment_replica_healthy{deployment="EngineServer"})'
-    assert settled(scene, healthy, [({}, 1.0)]) == [({}, 1.0)]
+def test_both_jobs_of_the_scrape_config_bring_their_series(scene: Scene) -> None:
+    one = [({}, 1.0)]
+    assert settled(scene, 'sum(up{job="pgmoe"})', one) == one
+    replicas = 'sum(ray_serve_deployment_replica_healthy{job="ray", deployment="EngineServer"})'
+    assert settled(scene, replicas, one) == one
