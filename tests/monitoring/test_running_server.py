@@ -129,7 +129,7 @@ def test_the_variables_offer_the_model_and_its_replica(scene: Scene) -> None:
 
 
 def test_both_jobs_of_the_scrape_config_bring_their_series(scene: Scene) -> None:
-    one = [({}, 1.0)]
+    one: Samples = [({}, 1.0)]
     assert settled(scene, 'sum(up{job="pgmoe"})', one) == one
     replicas = 'sum(ray_serve_deployment_replica_healthy{job="ray", deployment="EngineServer"})'
     assert settled(scene, replicas, one) == one
