@@ -50,7 +50,7 @@ class EngineServer:
         """Every family of the metric table, with this replica's values as of now."""
         return list(self._registry.collect())
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """Called by Serve every few seconds; if it raises, the engine is dead and Serve replaces us."""
         self._engine.check_health()
         self._collector.drain()  # latencies are kept in bounded queues; no scrape may come for hours

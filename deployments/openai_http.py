@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -123,7 +124,9 @@ def _event(content: object) -> str:
 
 
 async def _on_error(_: Request, error: Exception) -> Response:
-    headers = {"Retry-After": f"{error.retry_after_s:.0f}"} if isinstance(error, EngineOverloaded) else None
+    headers = (
+        {"Retry-After": str(math.ceil(error.retry_after_s))} if isinstance(error, EngineOverloaded) else None
+    )
     return JSONResponse(openai_error(error), fault_of(error).http_status, headers)
 
 
