@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pgmoe.config import EngineConfig
 from pgmoe.engine.engine import Engine, StepOutput
-from pgmoe.errors import EngineClosed
+from pgmoe.errors import EngineClosed, InvalidRequest
 from pgmoe.metrics.stats import EngineStats
 from pgmoe.request import ModelInfo, Request, RequestOutput
 
@@ -26,11 +26,13 @@ class _Listener:
     loop: asyncio.AbstractEventLoop
     queue: asyncio.Queue[RequestOutput | Exception]
 
-    def tell(self, item: RequestOutput | Exception) -> None:
+    def tell(self, item: RequestOutput | Exception) -> bool:
+        """Whether there is still somebody to tell."""
         try:
             self.loop.call_soon_threadsafe(self.queue.put_nowait, item)
-        except RuntimeError:  # its event loop is closed: nobody listens any more
-            logger.debug("a listener's event loop was closed before its answer was finished")
+        except RuntimeError:  # its event loop was closed
+            return False
+        return True
 
 
 class AsyncEngine:
@@ -77,13 +79,14 @@ class AsyncEngine:
         InvalidRequest, PromptTooLong or EngineOverloaded before the first piece; DeadlineExceeded,
         ExpertReadError or EngineClosed at any time.
         """
-        self.check_health()
         listener = _Listener(asyncio.get_running_loop(), asyncio.Queue())
-        sequence = await asyncio.to_thread(self._engine.accept, request)  # tokenising may take a while
-        self._engine.add(sequence)
-        self._listeners[request.request_id] = listener
-        self._wake.set()
+        if self._listeners.setdefault(request.request_id, listener) is not listener:
+            raise InvalidRequest(f"request id {request.request_id!r} is in use", "request_id")
         try:
+            self.check_health()  # now that whoever ends the engine after this check tells the listener
+            sequence = await asyncio.to_thread(self._engine.accept, request)  # tokenising may take a while
+            self._engine.add(sequence)
+            self._wake.set()
             while True:
                 item = await listener.queue.get()
                 if isinstance(item, Exception):
@@ -92,9 +95,9 @@ class AsyncEngine:
                 if item.finished:
                     return
         finally:
-            self._listeners.pop(request.request_id, None)
             self._engine.abort(request.request_id)
             self._wake.set()
+            self._listeners.pop(request.request_id, None)  # not before: the id would be free for another
 
     def check_health(self) -> None:
         """Raise EngineClosed if the engine is shut down or its thread has died."""
@@ -124,11 +127,9 @@ class AsyncEngine:
         except BaseException as error:
             logger.exception("the engine's step thread died")
             self._failure = error
-        reason = EngineClosed(
-            "the engine was shut down" if self._failure is None else f"it failed: {self._failure!r}"
-        )
+        reason = "is shut down" if self._failure is None else f"has failed: {self._failure!r}"
         for listener in list(self._listeners.values()):
-            listener.tell(reason)
+            listener.tell(EngineClosed(f"the engine {reason}"))
 
     def _tell(self, output: StepOutput) -> None:
         listener = self._listeners.get(output.request_id)
@@ -136,4 +137,6 @@ class AsyncEngine:
             return
         item = output.error if output.error is not None else output.piece
         assert item is not None
-        listener.tell(item)
+        if not listener.tell(item):
+            self._listeners.pop(output.request_id, None)
+            self._engine.abort(output.request_id)
