@@ -66,6 +66,7 @@ export HOW_TO_TALK
 run: export RAY_worker_niceness := 0
 run: $(VENV)/.run ## Serve config.yaml over HTTP and gRPC; builds the default model on first use.
 	@if grep -q smollm2-8x135m config.yaml; then $(BIN)/pgmoe default-model "$(DEFAULT_MODEL)" >/dev/null; fi
+	@$(BIN)/python -m deployments.check_config config.yaml
 	@echo "$$HOW_TO_TALK"
 	$(BIN)/serve run config.yaml
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import httpx
 import yaml
+
+from tests.support.ports import free_port
 
 READY_S = 20.0
 
@@ -71,10 +72,3 @@ def run_prometheus(config: dict[str, object], folder: Path) -> Iterator[Promethe
         api.close()
         process.terminate()
         process.wait(timeout=30)
-
-
-def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

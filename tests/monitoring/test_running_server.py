@@ -17,9 +17,10 @@ import pytest
 import yaml
 
 from tests.monitoring.dashboard_file import MONITORING, Drawn, drawn, fill, variables
-from tests.monitoring.prometheus_server import Prometheus, free_port, run_prometheus
-from tests.monitoring.serve_run import serve_run
+from tests.monitoring.prometheus_server import Prometheus, run_prometheus
 from tests.support.checkpoints import save_tiny_chat
+from tests.support.ports import free_port
+from tests.support.serve_run import serve_run
 
 pytestmark = [pytest.mark.prometheus, pytest.mark.timeout(180)]
 

@@ -14,10 +14,10 @@ from openai import OpenAI
 
 from deployments.client import PgmoeClient
 from pgmoe.engine.llm import LLM
-from tests.monitoring.prometheus_server import free_port
-from tests.monitoring.serve_run import serve_run
 from tests.serve.running_server import DEFAULTS, MODEL, Server
 from tests.support.checkpoints import save_tiny_chat
+from tests.support.ports import free_port
+from tests.support.serve_run import serve_run
 
 CONFIG = Path(__file__).parents[2] / "config.yaml"
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import yaml
 
-READY_S = 90.0
+READY_S = 180.0
 STOP_S = 45.0
 
 

@@ -1,0 +1,66 @@
+"""A config file is checked before it is served."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from deployments.check_config import check
+from pgmoe.errors import BudgetTooSmall, CheckpointError, ConfigError
+from tests.support.checkpoints import save_tiny
+
+REPOSITORY_CONFIG = Path(__file__).parents[2] / "config.yaml"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("mixtral", tmp_path_factory.mktemp("checked") / "tiny", torch.float32)
+
+
+def write(folder: Path, **engine: Any) -> Path:
+    content = yaml.safe_load(REPOSITORY_CONFIG.read_text())
+    content["applications"][0]["args"]["engine"] = engine
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    return folder / "config.yaml"
+
+
+def test_a_good_config_says_what_it_would_serve(tmp_path: Path, model: Path) -> None:
+    (line,) = check(write(tmp_path, model=str(model), device_memory="50%"))
+    assert "MixtralForCausalLM" in line
+    assert "holds 12 of 24 experts" in line
+
+
+def test_a_misspelt_option_is_named(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(ConfigError, match="device_memroy"):
+        check(write(tmp_path, model=str(model), device_memroy="50%"))
+
+
+def test_a_budget_too_small_is_found_before_anything_starts(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(BudgetTooSmall, match="smallest that works"):
+        check(write(tmp_path, model=str(model), device_memory="10KiB"))
+
+
+def test_a_missing_model_is_found_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        check(write(tmp_path, model=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize("text", ["applications: [", "applications: []", "something: else"])
+def test_a_file_that_is_no_serve_config_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        check(tmp_path / "config.yaml")
+
+
+def test_the_command_ends_with_status_2_and_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "deployments.check_config", str(tmp_path / "absent.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
