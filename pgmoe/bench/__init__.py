@@ -1,0 +1,1 @@
+"""Measuring engines beside each other: same checkpoint, same tokens, one interleaved run."""

@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
@@ -51,3 +53,29 @@ def bytes_bar(description: str, console: Console | None = None) -> Iterator[Call
     if not console.is_terminal:
         line = f"{description}: {format_bytes(total_seen)} in {time.monotonic() - started:.0f} s"
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+@contextmanager
+def steps_bar(console: Console | None = None) -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function (what is done now, steps done, steps in all) that draws a bar with the time so far.
+
+    Where `console` (stderr) is no terminal, every step is a line instead.
+    """
+    console = console or Console(stderr=True)
+    bar = Progress(
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("", total=None)
+
+        def advance(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+            if not console.is_terminal:
+                console.print(f"{done}/{total} {what}", soft_wrap=True, highlight=False, markup=False)
+
+        yield advance

@@ -22,7 +22,7 @@ def default_model(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Build the default model (SmolLM2-135M-Instruct as 8 equal experts) if need be; print its folder."""
-    folder = out.expanduser() if out is not None else _cache_folder() / FOLDER_NAME
+    folder = out.expanduser() if out is not None else cache_folder() / FOLDER_NAME
     built = not (folder / "config.json").is_file()
     if built:
         _build(folder)
@@ -36,6 +36,6 @@ def _build(folder: Path) -> None:
         build_default_model(folder, progress)
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """`~/.cache/pgmoe`, or where the XDG base directories put it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pgmoe"

@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from pgmoe.cli.bench import app as bench
 from pgmoe.cli.default_model import default_model
 from pgmoe.cli.generate import generate
 from pgmoe.cli.info import info
@@ -26,6 +27,7 @@ app.command()(info)
 app.command()(selftest)
 app.command()(upcycle)
 app.command()(default_model)
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""What is measured: ways to run one and the same checkpoint."""

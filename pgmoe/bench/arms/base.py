@@ -1,0 +1,45 @@
+"""What an arm is: a description that travels to a process of its own, and there becomes a loaded model."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pgmoe.bench.job import Answer, Job, Place
+
+
+class LoadedArm(Protocol):
+    """A loaded model. One job at a time, always in the same thread."""
+
+    def warm_up(self, job: Job) -> Answer:
+        """Reach the state that is to be measured; called once, before any `answer`."""
+        ...
+
+    def answer(self, job: Job) -> Answer:
+        """Do a job; nothing computed for an earlier one may be used again."""
+        ...
+
+    def files(self) -> list[str]:
+        """Files of its own that hold weights, besides the checkpoint."""
+        ...
+
+    def close(self) -> None:
+        """Stop threads and remove files."""
+        ...
+
+
+class Arm(Protocol):
+    """A way to run a checkpoint. Plain data: it is pickled."""
+
+    @property
+    def name(self) -> str:
+        """As it stands in tables."""
+        ...
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Measure at most so many tokens, for arms that take minutes; None: as many as the others."""
+        ...
+
+    def open(self, place: Place) -> LoadedArm:
+        """Load. Called once, in the arm's own process. May raise whatever its library raises."""
+        ...

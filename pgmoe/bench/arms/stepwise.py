@@ -1,0 +1,27 @@
+"""The decode loop that all arms share where the answer is given beforehand."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from pgmoe.bench.arms.clock import TokenClock
+from pgmoe.bench.job import Answer, Job
+
+
+@torch.inference_mode()
+def answer_stepwise(model: PreTrainedModel, device: torch.device, job: Job, clock: TokenClock) -> Answer:
+    """The prompt in one forward, then a token a step, forced where the job says so, else greedy.
+
+    The host reads every token before it starts the next step, as sampling does.
+    """
+    ids = torch.tensor([job.prompt], device=device)
+    cache = None
+    for step in range(job.num_tokens):
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = output.past_key_values
+        token = int(output.logits[0, -1].argmax())
+        clock.take(token)
+        fed = token if job.forced is None else job.forced[step]
+        ids = torch.tensor([[fed]], device=device)
+    return clock.answer()

@@ -1,0 +1,77 @@
+"""Several arms on one checkpoint, measured in turns: A B C, A B C, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from pgmoe.bench.arms.base import Arm
+from pgmoe.bench.job import Job, Load, Measured, Place
+from pgmoe.bench.worker import Worker
+
+WARM_UP_TOKENS = 8
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is done now, steps done, steps in all)."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """All that was measured of one arm."""
+
+    name: str
+    loads: tuple[Load, ...]
+    """Cold starts, each of a fresh process while no other arm was loaded."""
+    rounds: tuple[Measured, ...]
+
+
+def compare(
+    arms: Sequence[Arm],
+    place: Place,
+    job: Job,
+    num_rounds: int,
+    progress: Progress,
+    cold_starts: Mapping[str, int] | None = None,
+) -> tuple[Series, ...]:
+    """Load every arm in its own process, warm each up, and give each the job once a round.
+
+    All stay loaded and idle while another one works, so a change of the machine's speed during the run
+    meets all alike. Before that, arms named in `cold_starts` are loaded so many times alone: what one process
+    has mapped of the checkpoint's files cannot be dropped from the page cache for the next.
+    Raises PgmoeError if an arm fails.
+    """
+    num_loads = dict(cold_starts or {})
+    steps = _Steps(progress, total=sum(num_loads.values()) + len(arms) * (2 + num_rounds))
+    loads: dict[str, list[Load]] = {arm.name: [] for arm in arms}
+    rounds: dict[str, list[Measured]] = {arm.name: [] for arm in arms}
+    for arm in arms:
+        for _ in range(num_loads.get(arm.name, 0)):
+            steps.begin(f"cold start of {arm.name}")
+            with Worker(arm, place) as worker:
+                loads[arm.name].append(worker.loaded())
+    with ExitStack() as stack:
+        workers = []
+        for arm in arms:
+            steps.begin(f"loading {arm.name}")
+            workers.append(stack.enter_context(Worker(arm, place)))
+            workers[-1].loaded()
+            steps.begin(f"warming up {arm.name}")
+            workers[-1].measure(job.first(WARM_UP_TOKENS))
+        for number in range(num_rounds):
+            for worker in workers:
+                steps.begin(f"round {number + 1}: {worker.arm.name}")
+                rounds[worker.arm.name].append(worker.measure(job))
+    steps.begin("done")
+    return tuple(Series(a.name, tuple(loads[a.name]), tuple(rounds[a.name])) for a in arms)
+
+
+class _Steps:
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = -1
+
+    def begin(self, what: str) -> None:
+        self._done += 1
+        self._progress(what, self._done, self._total)

@@ -1,0 +1,108 @@
+"""One measurement as plain data: what an arm is given, and what comes back."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prompt to go on from, the same for every arm. End-of-sequence tokens do not end an answer."""
+
+    prompt: tuple[int, ...]
+    num_tokens: int
+    forced: tuple[int, ...] | None = None
+    """Fed as answer in place of the model's own choice. Greedy answers of a random model fall into one
+    repeated token, whose experts are then always the same: a locality that no real text has."""
+
+    @classmethod
+    def random_stream(cls, vocab_size: int, prompt_length: int, num_tokens: int, seed: int = 0) -> Job:
+        """A prompt and a forced answer of uniformly drawn tokens."""
+        draw = random.Random(seed)
+        stream = tuple(draw.randrange(vocab_size) for _ in range(prompt_length + num_tokens))
+        return cls(stream[:prompt_length], num_tokens, stream[prompt_length:])
+
+    def first(self, num_tokens: int) -> Job:
+        """The same with at most this many tokens; those are the same ones."""
+        return replace(self, num_tokens=min(num_tokens, self.num_tokens))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and on what every arm runs."""
+
+    model: str
+    """Checkpoint folder."""
+    device: str
+    """`cpu`, or a torch accelerator's name."""
+    num_threads: int
+    openmp_wait: str
+    """The processes' OMP_WAIT_POLICY, which they inherit; only reported."""
+    scratch: str
+    """Folder on a disk for files that an arm needs; what is put there is removed at the end."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What became of the experts used after the first token, where the arm counts it."""
+
+    hits: int
+    misses: int
+    num_bytes: int
+    stall_s: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Tokens and times of one job."""
+
+    tokens: tuple[int, ...]
+    """The most probable token at each position, whether or not it was fed."""
+    first_token_s: float
+    decode_s: float
+    """From the first token to the last."""
+    traffic: Traffic | None = None
+
+    @property
+    def tokens_per_s(self) -> float:
+        """After the first token."""
+        return (len(self.tokens) - 1) / self.decode_s
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A process's memory in bytes, by the operating system's account."""
+
+    rss_bytes: int
+    file_bytes: int
+    """Of rss_bytes, pages of mapped files; the system may take those back."""
+    peak_rss_bytes: int
+    """Since the process began, loading included."""
+    peak_device_bytes: int | None = None
+    """Allocated on the accelerator; None on a CPU."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """A cold start: fresh process, the checkpoint's files not in the page cache."""
+
+    seconds: float
+    """Until the arm could take a prompt; importing libraries is not counted."""
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One job done by one arm."""
+
+    answer: Answer
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An arm that could not go on."""
+
+    message: str
+    trace: str = field(repr=False)

@@ -1,0 +1,23 @@
+"""Taking files out of the operating system's page cache: or a disk would be measured as RAM."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def drop_from_page_cache(paths: Iterable[str | Path]) -> None:
+    """Write back and drop these files' cached pages; pages that a process has mapped stay."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fdatasync(descriptor)  # pages not yet written back could not be dropped
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The safetensors files of a checkpoint."""
+    return sorted(Path(folder).glob("*.safetensors"))

@@ -1,0 +1,88 @@
+"""The result of a benchmark: one JSON file that says all there is to say of it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+import pgmoe
+from pgmoe.bench.compare import Series
+from pgmoe.bench.machine import Machine
+from pgmoe.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two arms whose ratio the benchmark is about."""
+
+    arm: str
+    baseline: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """Conditions and rows of one run."""
+
+    name: str
+    date: str
+    """UTC, ISO 8601."""
+    commit: str
+    """Of the code that ran; `+` after it: with changes not committed; `unknown` outside a repository."""
+    machine: Machine
+    conditions: dict[str, str]
+    """What was run and how, in words."""
+    pairs: tuple[Pair, ...]
+    series: tuple[Series, ...]
+    texts: tuple[str, ...] | None = None
+    """Each arm's answer as text, where it chose its tokens itself."""
+
+    def of(self, arm: str) -> Series:
+        """The series of this arm."""
+        return next(s for s in self.series if s.name == arm)
+
+    def save(self, folder: Path) -> Path:
+        """Write `<name>-<day>-<commit>.json` and return its path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.name}-{self.date[:10]}-{self.commit.rstrip('+')}.json"
+        path.write_bytes(_ADAPTER.dump_json(self) + b"\n")
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Result:
+        """Read what `save` wrote. Raises ConfigError for anything else."""
+        try:
+            return _ADAPTER.validate_json(path.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}") from error
+        except ValidationError as error:
+            raise ConfigError(
+                f"{path} is not a result of this version's `pgmoe bench` ({error.error_count()} faults)"
+            ) from None
+
+
+_ADAPTER = TypeAdapter(Result)
+
+
+def now() -> str:
+    """The current time as results have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def current_commit() -> str:
+    """The commit of the code that runs, shortened; see Result.commit."""
+    folder = Path(pgmoe.__file__).parent
+
+    def git(arguments: Sequence[str]) -> str:
+        run = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+        return run.stdout.strip()
+
+    try:
+        commit = git(["rev-parse", "--short=7", "HEAD"])
+        return commit + ("+" if git(["status", "--porcelain", "--", "."]) else "")
+    except (OSError, subprocess.CalledProcessError):  # no git, or not a repository
+        return "unknown"

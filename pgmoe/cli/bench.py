@@ -1,0 +1,161 @@
+"""`pgmoe bench`: measure engines beside each other, and show what was measured."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pgmoe.cli.console import bytes_bar, steps_bar
+from pgmoe.cli.default_model import FOLDER_NAME, cache_folder
+from pgmoe.cli.default_model import default_model as build_default_model
+
+if TYPE_CHECKING:
+    from pgmoe.bench.benchmarks import Benchmark
+    from pgmoe.bench.random_model import OlmoeShape
+
+app = typer.Typer(help="Measure engines beside each other on one checkpoint.", no_args_is_help=True)
+
+Rounds = Annotated[int, typer.Option(min=1, help="Times that every arm is measured, in turns.")]
+Tokens = Annotated[int, typer.Option(min=9, help="Tokens of each answer.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Compute threads of every arm; torch's choice.")]
+Out = Annotated[Path, typer.Option(help="Folder for the result file.")]
+Folder = Annotated[Path | None, typer.Option(help="Folder of the checkpoint; it is made there if missing.")]
+ResultFile = Annotated[Path, typer.Argument(help="A result file of this command.")]
+RESULTS = Path("benchmarks/results")
+
+
+@app.command()
+def default_model(
+    folder: Folder = None,
+    rounds: Rounds = 5,
+    tokens: Tokens = 64,
+    threads: Threads = None,
+    out: Out = RESULTS,
+) -> None:
+    """The default model: all experts resident, 25 %, transformers, accelerate's disk offload."""
+    from pgmoe.bench import benchmarks
+
+    model = folder or cache_folder() / FOLDER_NAME
+    build_default_model(model)
+    _measure(benchmarks.default_model(str(model), tokens), model, "cpu", threads, rounds, out)
+
+
+@app.command()
+def olmoe_like(
+    folder: Folder = None,
+    rounds: Rounds = 5,
+    tokens: Tokens = 32,
+    loads: Annotated[int, typer.Option(min=1, help="Cold starts measured.")] = 5,
+    threads: Threads = None,
+    out: Out = RESULTS,
+) -> None:
+    """A random OLMoE of 3.5 GB: resident, 25 % from disk, no cache, transformers; and cold starts."""
+    from pgmoe.bench import benchmarks
+    from pgmoe.bench.random_model import OLMOE_HALF
+
+    model = folder or cache_folder() / "bench" / "olmoe-half"
+    _make_random(model, OLMOE_HALF, "cpu")
+    benchmark = benchmarks.olmoe_like(str(model), OLMOE_HALF.text(), tokens, loads)
+    _measure(benchmark, model, "cpu", threads, rounds, out)
+
+
+@app.command()
+def gpu(
+    folder: Folder = None,
+    rounds: Rounds = 5,
+    tokens: Tokens = 64,
+    threads: Threads = None,
+    out: Out = RESULTS,
+) -> None:
+    """A random OLMoE of 13.8 GB on an accelerator: shares of the experts, the rest in pinned memory."""
+    from pgmoe.bench import benchmarks
+    from pgmoe.bench.random_model import OLMOE_FULL
+    from pgmoe.engine.assembly import resolve_device
+    from pgmoe.errors import ConfigError
+
+    device = str(resolve_device("auto"))
+    if device == "cpu":
+        raise ConfigError(
+            "this benchmark needs an accelerator, and there is none; try `pgmoe bench olmoe-like`"
+        )
+    model = folder or cache_folder() / "bench" / "olmoe-full"
+    _make_random(model, OLMOE_FULL, device)
+    benchmark = benchmarks.offload_curve(str(model), OLMOE_FULL.text(), tokens)
+    _measure(benchmark, model, device, threads, rounds, out)
+
+
+@app.command()
+def compare(
+    model: Annotated[Path, typer.Argument(help="Checkpoint folder of a decoder.")],
+    arm: Annotated[
+        list[str],
+        typer.Option(
+            help="May be repeated: resident, 25% (or any budget), no-cache, eager, grouped_mm, accelerate."
+        ),
+    ],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    rounds: Rounds = 5,
+    tokens: Tokens = 32,
+    threads: Threads = None,
+    out: Out = RESULTS,
+) -> None:
+    """Arms of your choice on a model of your own, fed with random tokens."""
+    from pgmoe.bench import benchmarks
+    from pgmoe.engine.assembly import resolve_device
+
+    arms = [benchmarks.parse_arm(text) for text in arm]
+    benchmark = benchmarks.custom(str(model), arms, tokens)
+    _measure(benchmark, model, str(resolve_device(device)), threads, rounds, out)
+
+
+@app.command()
+def show(file: ResultFile) -> None:
+    """Print a result as Markdown."""
+    from pgmoe.bench.report import render
+    from pgmoe.bench.result import Result
+
+    typer.echo(render(Result.load(file)))
+
+
+@app.command()
+def plot(file: ResultFile) -> None:
+    """Draw a result as a PNG beside its file."""
+    from pgmoe.bench.plot import plot as draw
+    from pgmoe.bench.result import Result
+
+    picture = file.with_suffix(".png")
+    draw(Result.load(file), picture)
+    typer.echo(picture)
+
+
+def _make_random(folder: Path, shape: OlmoeShape, device: str) -> None:
+    import torch
+
+    from pgmoe.bench.random_model import save_random_olmoe
+
+    if (folder / "config.json").is_file():
+        return
+    with bytes_bar(f"Making {folder.name}") as progress:
+        save_random_olmoe(folder, shape, torch.device(device), progress)
+
+
+def _measure(
+    benchmark: Benchmark, model: Path, device: str, threads: int | None, rounds: int, out: Path
+) -> None:
+    import torch
+
+    from pgmoe.bench.job import Place
+    from pgmoe.bench.report import render
+    from pgmoe.bench.run import run_benchmark
+
+    scratch = cache_folder() / "bench"
+    scratch.mkdir(parents=True, exist_ok=True)
+    waits = os.environ.get("OMP_WAIT_POLICY", "default")
+    place = Place(str(model), device, threads or torch.get_num_threads(), waits, str(scratch))
+    with steps_bar() as progress:
+        result = run_benchmark(benchmark, place, rounds, progress)
+    typer.echo(render(result))
+    typer.echo(f"written to {result.save(out)}", err=True)
