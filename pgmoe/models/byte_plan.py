@@ -22,7 +22,7 @@ from transformers.core_model_loading import (
 )
 
 from pgmoe.errors import CorruptCheckpoint, UnsupportedModel
-from pgmoe.layout import BlobLayout, ExpertLayer, Extent
+from pgmoe.layout import BlobLayout, ExpertLayer, Extent, TensorRegion
 from pgmoe.models.checkpoint import Checkpoint, StoredTensor
 from pgmoe.models.socket import ExpertSocket
 
@@ -77,21 +77,16 @@ def plan_bytes(checkpoint: Checkpoint, whole: PreTrainedModel, sockets: list[Exp
 
 
 def _layer(socket: ExpertSocket, targets: dict[str, _Sources]) -> ExpertLayer:
-    dtype = _one_dtype(socket, targets)
-    layout = BlobLayout.pack(socket.shapes, dtype)
+    layout = BlobLayout.pack(socket.shapes, _one_dtype(socket, targets))
     extents = []
     for expert in range(socket.num_experts):
         ranges: list[Extent] = []
         for region in layout.regions:
             key = socket.keys[region.name].format(expert)
-            found = _ranges(socket, key, targets[key], expert, region.name)
-            if sum(r.nbytes for r in found) != region.nbytes:
-                stored = sum(r.nbytes for r in found)
-                raise CorruptCheckpoint(
-                    f"{found[0].path}: expert {expert} of {socket.name}: {region.name} has {stored} bytes, "
-                    f"the config's shape {region.shape} needs {region.nbytes}"
-                )
-            ranges += found
+            if targets[key].converter is None:
+                ranges.append(_plain_range(socket, targets[key], expert, region))
+            else:
+                ranges += _merged_ranges(socket, key, targets[key], expert, region)
         extents.append(tuple(ranges))
     return ExpertLayer(socket.name, layout, socket.ffn, tuple(extents), socket.top_k)
 
@@ -99,34 +94,59 @@ def _layer(socket: ExpertSocket, targets: dict[str, _Sources]) -> ExpertLayer:
 def _one_dtype(socket: ExpertSocket, targets: dict[str, _Sources]) -> torch.dtype:
     experts = range(1 if socket.fused else socket.num_experts)
     keys = [key.format(e) for key in socket.keys.values() for e in experts]
-    dtypes = {t.dtype for key in keys for ts in targets[key].tensors.values() for t in ts}
+    stored = [t for key in keys for ts in targets[key].tensors.values() for t in ts]
+    dtypes = {t.dtype for t in stored}
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.bfloat16, torch.float16}:
         names = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
         raise UnsupportedModel(
-            f"{socket.name}: experts stored as {names}; all must be one of float32, bfloat16, float16"
+            f"{stored[0].path}: {socket.name} stored as {names}; all experts must be of one type, float32, "
+            "bfloat16 or float16: convert the checkpoint"
         )
     return dtypes.pop()
 
 
-def _ranges(socket: ExpertSocket, key: str, sources: _Sources, expert: int, tensor: str) -> list[Extent]:
-    num_experts = socket.num_experts
-    if sources.converter is None:
-        (stored,) = next(iter(sources.tensors.values()))
-        size = stored.nbytes // num_experts if socket.fused else stored.nbytes
-        begin = expert * size if socket.fused else 0
-        return [Extent(stored.path, stored.offset + begin, size, tensor, 0)]
-    operations = [type(o) for o in sources.converter.operations]
-    if operations not in ([MergeModulelist], [MergeModulelist, Concatenate]):
-        names = ", ".join(o.__name__ for o in operations)
+def _plain_range(socket: ExpertSocket, sources: _Sources, expert: int, region: TensorRegion) -> Extent:
+    """Where the checkpoint has the expert's tensor, or all experts' one after another, as the model does."""
+    (stored,) = next(iter(sources.tensors.values()))
+    shape = (socket.num_experts, *region.shape) if socket.fused else region.shape
+    if stored.shape != shape:
+        raise CorruptCheckpoint(
+            f"{stored.path}: {stored.key} is {stored.shape}, the config asks for {shape}; "
+            "config.json and weights are not of the same model"
+        )
+    begin = expert * region.nbytes if socket.fused else 0
+    return Extent(stored.path, stored.offset + begin, region.nbytes, region.name, 0)
+
+
+def _merged_ranges(
+    socket: ExpertSocket, key: str, sources: _Sources, expert: int, region: TensorRegion
+) -> list[Extent]:
+    """Where the checkpoint has pieces of each expert's tensor that the model has one after another."""
+    assert sources.converter is not None
+    stored = next(iter(sources.tensors.values()))[0]
+    operations = sources.converter.operations
+    dims = [(type(o), getattr(o, "dim", None)) for o in operations]
+    if dims not in ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)]):
+        names = ", ".join(type(o).__name__ for o in operations)
         raise UnsupportedModel(
-            f"{key}: stored in a form that needs {names}; save it with save_pretrained first"
+            f"{stored.path}: {key} is stored in a form that needs {names}; save it with save_pretrained first"
+        )
+    pieces = []
+    for pattern in sources.converter.source_patterns:
+        of_experts = sources.tensors.get(pattern, [])
+        if len(of_experts) != socket.num_experts:
+            raise CorruptCheckpoint(
+                f"{stored.path}: {key}: {len(of_experts)} of {socket.num_experts} experts have {pattern}"
+            )
+        pieces.append(of_experts[expert])
+    rows = sum(piece.shape[0] for piece in pieces)
+    if any((rows, *piece.shape[1:]) != region.shape for piece in pieces):
+        raise CorruptCheckpoint(
+            f"{pieces[0].path}: {' and '.join(p.key for p in pieces)} are {[p.shape for p in pieces]}, the "
+            f"config asks for {region.shape} together; config.json and weights are not of the same model"
         )
     ranges, place = [], 0
-    for pattern in sources.converter.source_patterns:
-        stored_list = sources.tensors.get(pattern, [])
-        if len(stored_list) != num_experts:
-            raise CorruptCheckpoint(f"{key}: {len(stored_list)} of {num_experts} experts have {pattern}")
-        stored = stored_list[expert]
-        ranges.append(Extent(stored.path, stored.offset, stored.nbytes, tensor, place))
-        place += stored.nbytes
+    for piece in pieces:
+        ranges.append(Extent(piece.path, piece.offset, piece.nbytes, region.name, place))
+        place += piece.nbytes
     return ranges

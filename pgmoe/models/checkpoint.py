@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from pgmoe.errors import CheckpointError, CorruptCheckpoint, UnsupportedModel
 
 INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
@@ -41,18 +42,23 @@ class StoredTensor:
         if whole is not Ellipsis:
             raise IndexError(f"{self.key}: a stored tensor is read whole, with [...]")
         data = torch.empty(self.nbytes, dtype=torch.uint8)
+        try:
+            self._read_into(data.numpy().data)
+        except OSError as error:
+            raise CorruptCheckpoint(f"{self.path}: {error.strerror}; copy the file again") from error
+        return data.view(self.dtype).view(self.shape)
+
+    def _read_into(self, memory: memoryview) -> None:
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self.offset)
-            view = data.numpy().data
             done = 0
             while done < self.nbytes:
-                count = file.readinto(view[done:])
+                count = file.readinto(memory[done:])
                 if not count:
                     raise CorruptCheckpoint(
                         f"{self.path}: ends inside tensor {self.key}; copy the file again"
                     )
                 done += count
-        return data.view(self.dtype).view(self.shape)
 
 
 @dataclass(frozen=True)
@@ -71,15 +77,22 @@ class Checkpoint:
         """
         folder = resolve_folder(model)
         config = _read_json(folder / "config.json")
-        if "quantization_config" in config:
-            method = config["quantization_config"].get("quant_method", "unknown")
+        quantised = config.get("quantization_config")
+        if quantised is not None:
+            method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
             raise UnsupportedModel(
                 f"{folder}: quantised checkpoint ({method}); serve a float32, bfloat16 or float16 one"
             )
+        weight_map = _read_index(folder)
+        files = _single_files(folder) if weight_map is None else _shards(folder, weight_map)
         tensors: dict[str, StoredTensor] = {}
-        for path in _weight_files(folder):
+        for path in files:
             tensors.update(read_header(path))
-        _check_index(folder, tensors)
+        lost = sorted(set(weight_map or ()) - set(tensors))
+        if lost:
+            raise CorruptCheckpoint(
+                f"{folder}: {len(lost)} tensors of {INDEX} are in no shard, e.g. {lost[0]}; copy it again"
+            )
         return cls(folder, config, tensors)
 
 
@@ -135,15 +148,29 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / INDEX).exists():
-        names = set(_read_json(folder / INDEX).get("weight_map", {}).values())
-        missing = sorted(n for n in names if not (folder / n).is_file())
-        if missing:
-            raise CorruptCheckpoint(
-                f"{folder}: missing {len(missing)} of {len(names)} shards: {', '.join(missing[:3])}"
-            )
-        return sorted(folder / n for n in names)
+def _read_index(folder: Path) -> dict[str, str] | None:
+    """File name by tensor; None if the checkpoint is not sharded."""
+    if not (folder / INDEX).exists():
+        return None
+    weight_map = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(n, str) for n in weight_map.values()):
+        raise CorruptCheckpoint(f"{folder / INDEX}: no weight_map of tensor to file names; copy it again")
+    return weight_map
+
+
+def _shards(folder: Path, weight_map: dict[str, str]) -> list[Path]:
+    names = set(weight_map.values())
+    missing = sorted(n for n in names if not (folder / n).is_file())
+    if missing:
+        raise CorruptCheckpoint(
+            f"{folder}: missing {len(missing)} of {len(names)} shards: {', '.join(missing[:3])}; copy them"
+        )
+    return sorted(folder / n for n in names)
+
+
+def _single_files(folder: Path) -> list[Path]:
+    if (folder / SINGLE).exists():  # others beside it are adapters, or the same weights under other names
+        return [folder / SINGLE]
     files = sorted(folder.glob("*.safetensors"))
     if files:
         return files
@@ -151,12 +178,4 @@ def _weight_files(folder: Path) -> list[Path]:
         raise UnsupportedModel(
             f"{folder}: only pickled weights; convert them to safetensors (save_pretrained does)"
         )
-    raise CheckpointError(f"{folder}: no *.safetensors file")
-
-
-def _check_index(folder: Path, tensors: dict[str, StoredTensor]) -> None:
-    if not (folder / INDEX).exists():
-        return
-    lost = sorted(set(_read_json(folder / INDEX)["weight_map"]) - set(tensors))
-    if lost:
-        raise CorruptCheckpoint(f"{folder}: {len(lost)} tensors of the index are in no shard, e.g. {lost[0]}")
+    raise CheckpointError(f"{folder}: no *.safetensors file; give a checkpoint with its weights")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from transformers.utils import logging
 
 from pgmoe.errors import CheckpointError, CorruptCheckpoint
 from pgmoe.models import moe
-from pgmoe.models.checkpoint import Checkpoint, StoredTensor, read_header
+from pgmoe.models.checkpoint import Checkpoint, StoredTensor
 from pgmoe.models.families import empty_experts
 
 
@@ -90,8 +89,6 @@ def fill(
             **options,
         )
     except RuntimeError as error:
-        for path in sorted({tensor.path for tensor in checkpoint.tensors.values()}):
-            read_header(Path(path))  # a file that changed meanwhile is named
         raise CheckpointError(f"{checkpoint.folder}: {error}") from error
     model: PreTrainedModel = loaded[0]
     _check_report(checkpoint, loaded[1])

@@ -66,8 +66,8 @@ def read_plan(model: str) -> ModelPlan:
     for socket in sockets:
         if not 1 <= socket.top_k <= socket.num_experts:
             raise CorruptCheckpoint(
-                f"{checkpoint.folder}/config.json: a token uses {socket.top_k} of {socket.num_experts} experts "
-                f"in {socket.name}; it must be 1 to all"
+                f"{checkpoint.folder}/config.json: a token uses {socket.top_k} of {socket.num_experts} "
+                "experts; it must use at least 1 and at most all"
             )
     plan = plan_bytes(checkpoint, whole, sockets)
     dtype = plan.layers[0].dtype
@@ -90,7 +90,7 @@ def _read_config(checkpoint: Checkpoint) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
     except StrictDataclassError as error:
-        raise CorruptCheckpoint(f"{checkpoint.folder}/config.json: {error}") from error
+        raise CorruptCheckpoint(f"{checkpoint.folder}/config.json: {' '.join(str(error).split())}") from error
     except (ValueError, KeyError, OSError, TypeError) as error:
         kind = checkpoint.config.get("model_type", "none")
         raise UnsupportedModel(

@@ -20,6 +20,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         return None
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        raise CheckpointError(f"{folder}: the tokenizer cannot be loaded ({error})") from error
+    except Exception as error:  # of any type: tokenizers raises Exception itself
+        raise CheckpointError(
+            f"{folder}: the tokenizer cannot be loaded; copy its files again "
+            f"({type(error).__name__}: {error})"
+        ) from error
     return tokenizer

@@ -1,0 +1,50 @@
+"""Changes to a checkpoint folder: what accidents and other people's tools do to it."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Set fields of config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Apply `change` to the tensors of the only weight file."""
+    tensors = {key: tensor.clone() for key, tensor in load_file(folder / WEIGHTS).items()}
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def edit_header(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Apply `change` to the header; written without the padding that aligns the tensors."""
+    data = (folder / WEIGHTS).read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
+def edit_index(folder: Path, change: Callable[[dict[str, str]], object]) -> None:
+    """Apply `change` to the map from tensor to shard."""
+    index = json.loads((folder / INDEX).read_text())
+    change(index["weight_map"])
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def cut(path: Path, num_bytes: int) -> None:
+    """Keep the first bytes only, or all but the last where negative."""
+    path.write_bytes(path.read_bytes()[:num_bytes])
