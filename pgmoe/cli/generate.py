@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,7 @@ from pgmoe.units import format_bytes
 
 if TYPE_CHECKING:
     from pgmoe.engine.llm import LLM
-    from pgmoe.request import Completion, RequestOutput, SamplingParams
+    from pgmoe.request import Completion, RequestOutput
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
     )
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _read_stdin() if prompt == "-" else prompt
     begin = time.perf_counter()
     with bytes_bar(f"Loading {model}") as progress:
         llm = LLM(
@@ -68,35 +69,45 @@ def generate(
         )
     with llm:
         load_s = time.perf_counter() - begin
-        answer, speed = _stream(llm, text if raw else _as_chat(llm, text), params, load_s, echo=not as_json)
+        is_chat = not raw and llm.tokenizer is not None and bool(llm.tokenizer.chat_template)
+        pieces = llm.stream(_as_chat(llm, text) if is_chat else text, params, add_special_tokens=not is_chat)
+        answer, speed = _follow(pieces, load_s, echo=not as_json)
     if as_json:
         typer.echo(json.dumps({**asdict(answer), **asdict(speed)}))
     else:
         typer.echo(_summary(answer, speed), err=True)
 
 
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"standard input is not text in {error.encoding}: {error}", "prompt") from error
+
+
 def _as_chat(llm: LLM, text: str) -> str:
-    """The prompt as the first turn of a chat, if the model has a template for one."""
-    tokenizer = llm.tokenizer
-    if tokenizer is None:
-        raise InvalidRequest(f"{llm.info.name} has no tokenizer; this command needs one", "prompt")
-    if not tokenizer.chat_template:
-        return text
+    """The prompt as the first turn of a chat; the template writes the special tokens, too."""
+    from jinja2 import TemplateError
+
     turns = [{"role": "user", "content": text}]
-    rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert llm.tokenizer is not None
+    try:
+        rendered = llm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise InvalidRequest(
+            f"the chat template refuses the prompt ({error}); try --raw", "prompt"
+        ) from error
     assert isinstance(rendered, str)
     return rendered
 
 
-def _stream(
-    llm: LLM, prompt: str, params: SamplingParams, load_s: float, *, echo: bool
-) -> tuple[Completion, Speed]:
+def _follow(stream: Iterator[RequestOutput], load_s: float, *, echo: bool) -> tuple[Completion, Speed]:
     from pgmoe.request import Completion
 
     begin = time.perf_counter()
     pieces: list[RequestOutput] = []
     arrivals: list[float] = []
-    for piece in llm.stream(prompt, params):
+    for piece in stream:
         arrivals.append(time.perf_counter())
         pieces.append(piece)
         if echo:
