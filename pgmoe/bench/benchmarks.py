@@ -22,8 +22,8 @@ RANDOM_STREAM = (
     "prompt and answer are a fixed uniformly random stream of tokens (seed 0), fed to every arm by the same "
     "loop over its model; `tokens` compares the most probable token at each position"
 )
-RESIDENT = EngineArm("resident")
-QUARTER = EngineArm("25% resident", "25%")
+RESIDENT = EngineArm("pgmoe, resident")
+QUARTER = EngineArm("pgmoe, 25%", "25%")
 NO_CACHE = NoCacheArm()
 EAGER, GROUPED = TransformersArm("eager"), TransformersArm("grouped_mm")
 ACCELERATE, ACCELERATE_WARM = AccelerateArm(), AccelerateArm(cold=False)
@@ -84,7 +84,7 @@ def olmoe_like(folder: str, model_text: str, num_tokens: int, num_loads: int) ->
 
 def offload_curve(folder: str, model_text: str, num_tokens: int) -> Benchmark:
     """Shares of the experts on an accelerator, the others in host memory."""
-    shares = [EngineArm(f"{s}% resident", f"{s}%", host_memory="100%") for s in (50, 25, 10)]
+    shares = [EngineArm(f"pgmoe, {s}%", f"{s}%", host_memory="100%") for s in (50, 25, 10)]
     return Benchmark(
         name="gpu",
         arms=(RESIDENT, *shares, GROUPED),
@@ -124,4 +124,4 @@ def parse_arm(text: str) -> Arm:
         return named[text]
     if not text[:1].isdigit():
         raise ConfigError(f"unknown arm {text!r}; choose of {', '.join(named)}, or give a share such as 25%")
-    return EngineArm(f"{text} resident", text)
+    return EngineArm(f"pgmoe, {text}", text)

@@ -24,9 +24,9 @@ def plot(result: Result, path: Path) -> None:
     except ImportError:
         raise ConfigError("plots need matplotlib; pip install 'pgmoe[bench]'") from None
     names = [s.name for s in result.series]
-    figure = Figure(figsize=(9, 1.3 + 0.45 * len(names)), layout="constrained")
+    figure = Figure(figsize=(9.5, 1.3 + 0.45 * len(names)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    colours = [OURS if name.endswith("resident") else OTHERS for name in names]
+    colours = [OURS if name.startswith("pgmoe") else OTHERS for name in names]
     _bars(left, [Spread.of(speeds(s)) for s in result.series], colours, "tokens/s")
     memory = [s.rounds[-1].memory for s in result.series]
     _bars(right, [Spread.of([m.rss_bytes / 1e9]) for m in memory], colours, "GB")
@@ -35,8 +35,8 @@ def plot(result: Result, path: Path) -> None:
     right.barh(range(len(files)), files, left=own, height=BAR, color="white", alpha=0.55)
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
-    left.set_title("Decode speed, batch 1 (median, smallest to largest)", fontsize=10)
-    right.set_title("Memory of its process (RSS; pale: mapped files)", fontsize=10)
+    left.set_title("Decode speed, batch 1 (median and range)", fontsize=10)
+    right.set_title("Memory (RSS; pale: mapped files)", fontsize=10)
     figure.suptitle(
         f"{result.name}  ·  {result.machine.num_cores} cores of {result.machine.processor}  ·  "
         f"{result.date[:10]}, {result.commit}",
@@ -56,7 +56,13 @@ def _bars(axes: Axes, spreads: list[Spread], colours: list[str], unit: str) -> N
         )
     reach = max(s.high for s in spreads)
     for place, spread in enumerate(spreads):
-        axes.text(spread.high + 0.02 * reach, place, f"{spread.median:.3g}", va="center", fontsize=9)
+        axes.text(
+            spread.high + 0.02 * reach,
+            place,
+            f"{spread.median:.{1 if spread.median >= 10 else 2}f}",
+            va="center",
+            fontsize=9,
+        )
     axes.set_xlim(0, reach * 1.14)
     axes.set_xlabel(unit)
     axes.spines[["top", "right"]].set_visible(False)
