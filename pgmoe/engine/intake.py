@@ -77,8 +77,9 @@ class Intake:
     def _max_tokens(self, prompt: tuple[int, ...], wanted: int | None, num_start: int) -> int:
         """Answer tokens that fit; an encoder-decoder's answer has a context of its own."""
         limit = self._info.max_model_len
-        used = max(len(prompt), num_start) if not self._info.is_encoder_decoder else num_start
-        if len(prompt) >= limit:
+        own_context = self._info.is_encoder_decoder
+        used = num_start if own_context else len(prompt)
+        if len(prompt) > (limit if own_context else limit - 1):
             raise PromptTooLong(
                 f"the prompt has {len(prompt)} tokens, the context {limit}; shorten it", "prompt"
             )

@@ -240,7 +240,7 @@ def test_an_encoder_decoder_answers_as_transformers_generate_does(tiny: TinyChec
 
 def test_an_encoder_decoders_prompt_and_answer_have_a_context_each(tiny: TinyCheckpoints) -> None:
     engine = load(tiny("nllb_moe"), max_model_len=16)
-    add(engine, "a", SamplingParams(temperature=0, ignore_eos=True), prompt_token_ids=(9,) * 15)
+    add(engine, "a", SamplingParams(temperature=0, ignore_eos=True), prompt_token_ids=(9,) * 16)
     assert len(whole(run(engine)["a"]).token_ids) == 15  # and the start token
     with pytest.raises(PromptTooLong):
         add(engine, "b", prompt_token_ids=(9,) * 17)

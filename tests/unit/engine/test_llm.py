@@ -12,9 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pgmoe.engine.llm import LLM
-from pgmoe.errors import ConfigError, EngineClosed, EngineOverloaded, InvalidRequest, PromptTooLong
+from pgmoe.errors import ConfigError, EngineClosed, EngineOverloaded, PromptTooLong
 from pgmoe.request import Completion, SamplingParams
-from tests.conftest import TinyCheckpoints
 
 GREEDY = SamplingParams(max_tokens=16, temperature=0)
 MOON = "How far is the moon?"
@@ -246,39 +245,6 @@ def test_an_answer_that_nobody_took_in_time_is_still_there(llm: LLM) -> None:
     begun = [[next(s)] for s in streams]
     answers = [Completion.join([*b, *s]) for b, s in zip(begun, streams, strict=True)]
     assert {what(a) for a in answers} == {what(llm.generate("B", GREEDY)[0])}
-
-
-@pytest.mark.parametrize(
-    ("prompt", "message"),
-    [
-        ("", "the prompt is empty"),
-        ((), "the prompt is empty"),
-        ([5, 512], "prompt token 512 is not an id from 0 to 511"),
-        ([5, -1], "prompt token -1 is not an id from 0 to 511"),
-        ([True, 5], "prompt token True is not an id"),
-        ("good \ud83d half", "not valid Unicode"),
-        ("word " * 600, r"tokens, the context 512; shorten it"),
-    ],
-    ids=["text", "ids", "large", "negative", "bool", "surrogate", "long"],
-)
-def test_a_bad_prompt_is_refused_before_anything_is_computed(llm: LLM, prompt: Any, message: str) -> None:
-    before = (llm.stats.prompt_tokens, llm.stats.finished["rejected"])
-    with pytest.raises(InvalidRequest, match=message) as caught:
-        llm.generate(["B", prompt], GREEDY)
-    assert caught.value.param == "prompt"
-    with pytest.raises(InvalidRequest, match=message):
-        llm.stream(prompt, GREEDY)
-    assert (llm.stats.prompt_tokens, llm.stats.finished["rejected"]) == (before[0], before[1] + 2)
-
-
-def test_without_a_tokenizer_ids_are_answered_and_text_is_refused(tiny: TinyCheckpoints) -> None:
-    with LLM(tiny("mixtral")) as llm:
-        (answer,) = llm.generate([5, 6, 7], GREEDY)
-        assert (answer.text, len(answer.token_ids)) == ("", 16)
-        with pytest.raises(InvalidRequest, match="has no tokenizer; send prompt_token_ids"):
-            llm.generate("text", GREEDY)
-        with pytest.raises(InvalidRequest, match="needs a tokenizer"):
-            llm.generate([5], SamplingParams(stop=("x",)))
 
 
 @pytest.mark.parametrize("chunk", [1, 7])
