@@ -1,34 +1,28 @@
-"""Experts read from the checkpoint's own files, past the page cache, straight into slots.
-
-O_DIRECT asks that file offset, length and memory address be multiples of a page. A tensor in a slot starts as
-far from a page boundary as it does in its file, so its whole pages go where they belong in one vectored read;
-only the first and the last, shared with neighbours, pass through a scratch page.
-"""
+"""Experts read from the checkpoint's own files, past the page cache, straight into slots."""
 
 from __future__ import annotations
 
 import os
 import threading
 
-import torch
 from torch import Tensor
 
 from pgmoe.errors import ExpertReadError
 from pgmoe.experts.memory import page_aligned
-from pgmoe.layout import PAGE, ExpertId, ExpertLayer, Extent, round_up
+from pgmoe.experts.stores.read_plan import Run, plan_reads
+from pgmoe.layout import ExpertId, ExpertLayer
 
 
 class _Scratch(threading.local):
-    """Per-thread buffers: two edge pages, and a bounce buffer that grows to the longest extent met."""
+    """A page-aligned buffer for each thread, as large as its largest use so far."""
 
     def __init__(self) -> None:
-        self.edges = page_aligned(2 * PAGE).numpy().data
-        self._bounce = memoryview(b"")
+        self._memory = page_aligned(0)
 
-    def bounce(self, num_bytes: int) -> memoryview:
-        if len(self._bounce) < num_bytes:
-            self._bounce = page_aligned(num_bytes).numpy().data
-        return self._bounce[:num_bytes]
+    def take(self, num_bytes: int) -> Tensor:
+        if self._memory.nbytes < num_bytes:
+            self._memory = page_aligned(num_bytes)
+        return self._memory[:num_bytes]
 
 
 class _File:
@@ -57,6 +51,7 @@ class DiskStore:
     def __init__(self, layers: tuple[ExpertLayer, ...], *, direct_io: bool = True) -> None:
         """Open every file that holds experts. Raises ExpertReadError if one cannot be opened."""
         self._layers = layers
+        self._plans: dict[ExpertId, tuple[Run, ...]] = {}
         self._scratch = _Scratch()
         self._files: dict[str, _File] = {}
         paths = {extent.path for layer in layers for extents in layer.extents for extent in extents}
@@ -78,20 +73,18 @@ class DiskStore:
         return layer.layout.starts(layer.extents[expert.expert])
 
     def read(self, expert: ExpertId, slot: Tensor) -> int:
-        """One vectored read for each extent."""
+        """One vectored read for each consecutive range of a file."""
         layer = self._layers[expert.layer]
-        starts = self.starts(expert)
-        memory = slot.numpy().data
-        total = 0
-        for extent in layer.extents[expert.expert]:
+        if expert not in self._plans:
+            self._plans[expert] = plan_reads(layer.extents[expert.expert], self.starts(expert))
+        for run in self._plans[expert]:
             try:
-                self._read(extent, memory, starts[extent.tensor] + extent.tensor_offset)
+                self._read(run, slot)
             except OSError as error:
                 raise ExpertReadError(
-                    f"expert {expert.expert} of {layer.name}: {extent.path} at byte {extent.offset}: {error}"
+                    f"expert {expert.expert} of {layer.name}: {run.path} from byte {run.offset}: {error}"
                 ) from error
-            total += extent.nbytes
-        return total
+        return layer.layout.weight_bytes
 
     def close(self) -> None:
         """Close all files."""
@@ -99,50 +92,23 @@ class DiskStore:
             file.close()
         self._files.clear()
 
-    def _read(self, extent: Extent, memory: memoryview, start: int) -> None:
-        file = self._files[extent.path]
-        if file.direct is None:
-            _read_fully(file.buffered, memory[start : start + extent.nbytes], extent.offset)
-        elif start % PAGE == extent.offset % PAGE:
-            self._read_in_place(file.direct, extent, memory, start)
-        else:
-            self._read_bounced(file.direct, extent, memory, start)
+    def _read(self, run: Run, slot: Tensor) -> None:
+        file = self._files[run.path]
+        if file.direct is None or not self._read_direct(file.direct, run, slot):
+            memory = slot.numpy().data
+            for offset, place, nbytes in run.pieces:
+                _read_fully(file.buffered, memory[place : place + nbytes], offset)
 
-    def _read_in_place(self, descriptor: int, extent: Extent, memory: memoryview, start: int) -> None:
-        """Whole pages to their place, the partial ones at either end through scratch pages."""
-        end = start + extent.nbytes
-        first, last = round_up(start), end // PAGE * PAGE  # the pages that are this extent's alone
-        if first >= last:
-            self._read_bounced(descriptor, extent, memory, start)
-            return
-        edges = self._scratch.edges
-        vector = [memory[first:last]]
-        if first > start:
-            vector.insert(0, edges[:PAGE])
-        if end > last:
-            vector.append(edges[PAGE:])
-        got = os.preadv(descriptor, vector, extent.offset // PAGE * PAGE)
-        if got < extent.offset % PAGE + extent.nbytes:
-            self._read_rest(extent, memory, start)
-            return
-        memory[start:first] = edges[PAGE - (first - start) : PAGE]
-        memory[last:end] = edges[PAGE : PAGE + (end - last)]
-
-    def _read_bounced(self, descriptor: int, extent: Extent, memory: memoryview, start: int) -> None:
-        """Where the slot's address does not match the file's: read pages into a buffer and copy."""
-        lead = extent.offset % PAGE
-        buffer = self._scratch.bounce(round_up(lead + extent.nbytes))
-        got = os.preadv(descriptor, [buffer], extent.offset - lead)
-        if got < lead + extent.nbytes:
-            self._read_rest(extent, memory, start)
-            return
-        source = torch.frombuffer(buffer, dtype=torch.uint8)[lead : lead + extent.nbytes]
-        target = torch.frombuffer(memory, dtype=torch.uint8)[start : start + extent.nbytes]
-        target.copy_(source)  # releases the interpreter lock, which a memoryview assignment does not
-
-    def _read_rest(self, extent: Extent, memory: memoryview, start: int) -> None:
-        """A short direct read: the ordinary way finds out whether the file really ends there."""
-        _read_fully(self._files[extent.path].buffered, memory[start : start + extent.nbytes], extent.offset)
+    def _read_direct(self, descriptor: int, run: Run, slot: Tensor) -> bool:
+        """Read the run's pages and patch what went to the scratch; False if less came than is needed."""
+        scratch = self._scratch.take(run.scratch_bytes)
+        targets = [(slot if s.direct else scratch)[s.start : s.start + s.nbytes] for s in run.segments]
+        if os.preadv(descriptor, [t.numpy().data for t in targets], run.offset) < run.needed:
+            return False  # the ordinary way will find out whether the file really ends there
+        for patch in run.patches:  # copy_ releases the interpreter lock; a memoryview assignment does not
+            source = scratch[patch.scratch : patch.scratch + patch.nbytes]
+            slot[patch.slot : patch.slot + patch.nbytes].copy_(source)
+        return True
 
 
 def _read_fully(descriptor: int, target: memoryview, offset: int) -> None:
