@@ -1,8 +1,8 @@
 """How an expert is read past the page cache: which pages go straight to their place, which through a scratch.
 
 O_DIRECT moves whole pages between page-aligned places of a file and of memory. Where a tensor lies in its
-slot as far from a page boundary as in its file, its whole pages can go there directly. The rest goes through a
-scratch buffer and is copied: pages shared by two tensors, and tensors that cannot be so placed. Ranges that
+slot as far from a page boundary as in its file, its whole pages can go there directly. The rest goes through
+a scratch buffer and is copied: pages shared by two tensors, and tensors that cannot be so placed. Ranges that
 follow one another in a file are read by one vectored call: most checkpoints give an expert in a single read.
 """
 
