@@ -98,14 +98,17 @@ generate: $(VENV)/.dev ## Write the files that others derive from: protobuf code
 
 # --- measurements
 
-bench: $(VENV)/.bench ## Measure this machine; results go to benchmarks/results.
-	$(BIN)/pgmoe bench
+bench: $(VENV)/.bench ## Measure this machine (15 minutes, leave it alone); results go to benchmarks/results.
+	$(BIN)/pgmoe bench default-model
+	$(BIN)/pgmoe bench olmoe-like
+	for file in benchmarks/results/*.json; do $(BIN)/pgmoe bench plot "$$file"; done
 
 # On a GPU machine that has torch but no network: make gpu GPU_PYTHON=python3
 GPU_PYTHON ?= $(BIN)/python
-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev) ## Run the tests that need an accelerator; report in OUT or build/gpu.
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev) ## Run tests and benchmark that need an accelerator; reports in OUT or build/gpu.
 	@mkdir -p "$${OUT:-build/gpu}"
 	$(GPU_PYTHON) -m pytest -m gpu --junitxml="$${OUT:-build/gpu}/tests.xml"
+	$(GPU_PYTHON) -m pgmoe.cli.main bench gpu --out "$${OUT:-build/gpu}"
 
 clean: ## Remove the environment and all caches of tools; models stay.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pgmoe.cli.console import bytes_bar, steps_bar
-from pgmoe.cli.default_model import FOLDER_NAME, cache_folder
-from pgmoe.cli.default_model import default_model as build_default_model
+from pgmoe.cli.default_model import FOLDER_NAME, build_if_missing, cache_folder
 
 if TYPE_CHECKING:
     from pgmoe.bench.benchmarks import Benchmark
@@ -39,7 +38,7 @@ def default_model(
     from pgmoe.bench import benchmarks
 
     model = folder or cache_folder() / FOLDER_NAME
-    build_default_model(model)
+    build_if_missing(model)
     _measure(benchmarks.default_model(str(model), tokens), model, "cpu", threads, rounds, out)
 
 

@@ -23,17 +23,19 @@ def default_model(
 ) -> None:
     """Build the default model (SmolLM2-135M-Instruct as 8 equal experts) if need be; print its folder."""
     folder = out.expanduser() if out is not None else cache_folder() / FOLDER_NAME
-    built = not (folder / "config.json").is_file()
-    if built:
-        _build(folder)
+    built = build_if_missing(folder)
     typer.echo(json.dumps({"folder": str(folder), "built": built}) if as_json else folder)
 
 
-def _build(folder: Path) -> None:
+def build_if_missing(folder: Path) -> bool:
+    """Build the model unless `folder` has one; whether it was built."""
+    if (folder / "config.json").is_file():
+        return False
     from pgmoe.training.default_model import build_default_model
 
     with bytes_bar("Building the default model") as progress:
         build_default_model(folder, progress)
+    return True
 
 
 def cache_folder() -> Path:

@@ -81,7 +81,7 @@ def run(folder: Path, prompts: Prompts, num_tokens: int = 6, **options: object) 
 @torch.no_grad()
 def all_logits(model: PreTrainedModel, prompts: Any) -> Tensor:
     """Logits (B, S, V) of every position; an encoder-decoder's decoder reads the prompt reversed."""
-    ids = torch.tensor(prompts)
+    ids = torch.tensor(prompts, device=model.device)
     decoder = {"decoder_input_ids": ids.flip(1)} if model.config.is_encoder_decoder else {}
     logits: Tensor = model(input_ids=ids, **decoder).logits
     return logits
