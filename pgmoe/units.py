@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from pgmoe.errors import ConfigError
 
@@ -28,7 +29,7 @@ def parse_bytes(text: str | int, *, whole_bytes: int | None = None) -> int:
     match = _NUMBER.fullmatch(text)
     if match is None:
         raise ConfigError(f"{text!r} is not a byte count; write for example 600MiB, 1.5GB or 50%")
-    number, unit = float(match[1]), match[2].upper()
+    number, unit = Fraction(match[1]), match[2].upper()  # exact: 0.7% of 1000 is 7
     if unit == "%":
         if whole_bytes is None:
             raise ConfigError(f"{text!r}: a percentage has no meaning here; write for example 600MiB")
