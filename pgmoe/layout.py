@@ -86,9 +86,12 @@ class BlobLayout:
         return last.offset + round_up(last.nbytes) + PAGE
 
     def starts(self, extents: Sequence[Extent]) -> dict[str, int]:
-        """Where in a slot each tensor starts: as far from a page boundary as in its file."""
+        """Where in a slot each tensor starts: as far from a page boundary as in its file.
+
+        A file may have it anywhere; in a slot it starts at a multiple of its elements' size.
+        """
         phase = {e.tensor: e.offset % PAGE for e in extents if e.tensor_offset == 0}
-        return {r.name: r.offset + phase[r.name] for r in self.regions}
+        return {r.name: r.offset + phase[r.name] // r.dtype.itemsize * r.dtype.itemsize for r in self.regions}
 
     def views(self, slot: torch.Tensor, starts: dict[str, int]) -> dict[str, torch.Tensor]:
         """The expert's tensors as views of `slot` (uint8, at least `slot_bytes` long)."""

@@ -1,0 +1,98 @@
+"""Experts in files of random bytes, anywhere in them, and a pool over them; no model needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from pgmoe.experts.cache import ExpertCache, SlotState
+from pgmoe.experts.link import HostLink
+from pgmoe.experts.policies import make_policy
+from pgmoe.experts.pool import ExpertPool, Weights
+from pgmoe.experts.slots import SlotArena
+from pgmoe.experts.stores.base import ExpertStore
+from pgmoe.layout import BlobLayout, ExpertFFN, ExpertId, ExpertLayer, Extent
+from pgmoe.metrics.stats import ExpertStats
+
+SHAPES = {"up": (70, 33), "down": (33, 35), "up_bias": (70,)}
+"""About 14 kB: some whole pages, and less than a page."""
+
+
+def write_layers(
+    folder: Path, num_layers: int = 2, num_experts: int = 6, dtype: torch.dtype = torch.float32
+) -> tuple[ExpertLayer, ...]:
+    """One file for each layer; tensors lie in it with gaps between, `up` in two pieces far apart."""
+    layout = BlobLayout.pack(SHAPES, dtype)
+    generator = torch.Generator().manual_seed(1)
+    layers = []
+    for number in range(num_layers):
+        path = folder / f"layer-{number}.bin"
+        extents, place = [], 0
+        for _ in range(num_experts):
+            ranges = []
+            for region in layout.regions:
+                pieces = 2 if region.name == "up" else 1
+                for piece in range(pieces):
+                    place += 8 * int(torch.randint(0, 700, (), generator=generator))
+                    size = region.nbytes // pieces
+                    ranges.append(Extent(str(path), place, size, region.name, piece * size))
+                    place += size
+            extents.append(tuple(ranges))
+        weights = torch.randn(place // dtype.itemsize, generator=generator).to(dtype)
+        path.write_bytes(weights.view(torch.uint8).numpy().tobytes())
+        ffn = ExpertFFN(activation=lambda x: torch.relu(x[:, :35]) * x[:, 35:])
+        layers.append(ExpertLayer(f"layers.{number}.experts", layout, ffn, tuple(extents), top_k=2))
+    return tuple(layers)
+
+
+def file_bytes(layer: ExpertLayer, expert: int) -> dict[str, bytes]:
+    """An expert's tensors as the files have them now."""
+    found: dict[str, bytes] = {}
+    for extent in layer.extents[expert]:
+        data = Path(extent.path).read_bytes()[extent.offset : extent.offset + extent.nbytes]
+        found[extent.tensor] = found.get(extent.tensor, b"") + data
+    return found
+
+
+def tensor_bytes(weights: Weights) -> dict[str, bytes]:
+    """The same of tensors in a slot."""
+    return {name: t.contiguous().view(torch.uint8).numpy().tobytes() for name, t in weights.items()}
+
+
+@dataclass
+class PoolParts:
+    """A pool on the CPU and what a test looks at."""
+
+    layers: tuple[ExpertLayer, ...]
+    store: ExpertStore
+    num_slots: int
+    num_readers: int = 3
+    policy: str = "lru"
+    stats: ExpertStats = field(default_factory=ExpertStats)
+
+    def __post_init__(self) -> None:
+        slot_bytes = max(layer.layout.slot_bytes for layer in self.layers)
+        self.cache = ExpertCache(self.num_slots, make_policy(self.policy))
+        self.arena = SlotArena(self.num_slots, slot_bytes, torch.device("cpu"))
+        link = HostLink(self.store, self.num_readers)
+        self.pool = ExpertPool(self.layers, self.store, self.arena, self.cache, link, self.stats)
+
+    def take(self, layer: int, experts: Sequence[int]) -> list[int]:
+        """Lease these, check every byte, and give them in the order in which they came."""
+        order = []
+        with self.pool.lease(layer, experts) as lent:
+            for expert in lent:
+                assert tensor_bytes(expert.weights) == file_bytes(self.layers[layer], expert.index)
+                order.append(expert.index)
+        return order
+
+    def resident(self) -> set[ExpertId]:
+        """Experts in slots; asserts that none is in flight and the books are right."""
+        self.cache.check_integrity()
+        every = {ExpertId(i, e) for i, layer in enumerate(self.layers) for e in range(layer.num_experts)}
+        states = {expert: self.cache.state(expert) for expert in every}
+        assert SlotState.IN_FLIGHT not in states.values()
+        return {expert for expert, state in states.items() if state is SlotState.READY}
