@@ -125,8 +125,10 @@ def _open_store(
         if progress is not None:
             progress(done, total)
 
-    host.fill(disk, num_readers=config.num_readers, progress=count)
-    disk.close()
+    try:
+        host.fill(disk, num_readers=config.num_readers, progress=count)
+    finally:
+        disk.close()
     return host
 
 

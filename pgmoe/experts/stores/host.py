@@ -35,15 +35,14 @@ class HostStore:
     ) -> None:
         """Read every expert from `source`; `progress` gets the bytes of each. Raises ExpertReadError."""
 
-        def load(expert: ExpertId) -> None:
-            num_bytes = source.read(expert, self.blob(expert))
+        def load(expert: ExpertId) -> int:
             self._starts[expert] = source.starts(expert)
-            if progress is not None:
-                progress(num_bytes)
+            return source.read(expert, self.blob(expert))
 
         with ThreadPoolExecutor(num_readers, thread_name_prefix="pgmoe-fill") as pool:
-            for _ in pool.map(load, self._experts):
-                pass
+            for num_bytes in pool.map(load, self._experts):
+                if progress is not None:  # in the caller's thread: it need not be safe for several
+                    progress(num_bytes)
 
     def blob(self, expert: ExpertId) -> Tensor:
         """The expert's slot-sized piece of the arena (uint8)."""
