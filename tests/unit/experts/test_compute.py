@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pgmoe.experts.compute import PooledExperts, group_by_expert
+from pgmoe.experts.stores.disk import DiskStore
+from pgmoe.selftest import read_plainly
+from tests.support.expert_files import PoolParts, write_layers
+from tests.support.routed import InMemoryExperts
+
+NUM_EXPERTS, WIDTH, TOP_K = 6, 33, 3
+
+
+@pytest.fixture
+def parts(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[PoolParts]:
+    dtype, num_slots = request.param
+    layers = write_layers(tmp_path, num_layers=1, num_experts=NUM_EXPERTS, dtype=dtype)
+    parts = PoolParts(layers, DiskStore(layers), num_slots)
+    yield parts
+    parts.pool.close()
+
+
+few_slots = pytest.mark.parametrize(
+    "parts", [(torch.float32, 2), (torch.bfloat16, 2), (torch.bfloat16, 6)], indirect=True, ids=str
+)
+
+
+def inputs(num_tokens: int, dtype: torch.dtype, router: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Random tokens, distinct experts for each (some of them the one that stands for none), weights."""
+    generator = torch.Generator().manual_seed(num_tokens)
+    hidden = torch.randn(num_tokens, WIDTH, generator=generator).to(dtype)
+    scores = torch.rand(num_tokens, NUM_EXPERTS + 1, generator=generator)
+    weights, index = scores.topk(TOP_K)
+    return hidden, index, weights.to(router)
+
+
+@few_slots
+@pytest.mark.parametrize("num_tokens", [1, 2, 9])
+@pytest.mark.parametrize("router", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_slots_give_what_experts_in_memory_give(
+    parts: PoolParts, router: torch.dtype, num_tokens: int
+) -> None:
+    (layer,) = parts.layers
+    weights = [read_plainly(layer, expert, torch.device("cpu")) for expert in range(NUM_EXPERTS)]
+    batch = inputs(num_tokens, layer.dtype, router)
+    found = PooledExperts(0, layer, parts.pool)(*batch)
+    expected = InMemoryExperts(weights, layer.ffn)(*batch)
+    assert found.dtype == layer.dtype
+    tolerance = 1e-5 if layer.dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+
+
+@few_slots
+def test_a_lone_token_is_rounded_as_the_formula_says(parts: PoolParts) -> None:
+    """Each expert's output times its weight, rounded to the hidden type, added in ascending order."""
+    layer = parts.layers[0]
+    experts = PooledExperts(0, layer, parts.pool)
+    for seed in range(1, 9):
+        hidden, index, weights = (t[:1] for t in inputs(seed, layer.dtype, torch.float32))
+        found = experts(hidden, index, weights)
+        expected = torch.zeros_like(hidden)
+        for expert in sorted(set(index[0].tolist()) - {NUM_EXPERTS}):
+            alone = experts(hidden, torch.tensor([[expert]]), torch.ones(1, 1))  # one expert, weight 1
+            weight = weights[0, index[0].tolist().index(expert)]
+            expected += (alone * weight.view(1, 1)).to(layer.dtype)
+        assert torch.equal(found, expected)
+
+
+@few_slots
+def test_tokens_without_experts_come_out_as_zeros(parts: PoolParts) -> None:
+    experts = PooledExperts(0, parts.layers[0], parts.pool)
+    for num_tokens in (1, 4):
+        hidden = torch.randn(num_tokens, WIDTH).to(parts.layers[0].dtype)
+        index = torch.full((num_tokens, 2), NUM_EXPERTS)
+        out = experts(hidden, index, torch.ones(num_tokens, 2))
+        assert torch.equal(out, torch.zeros_like(hidden))
+    assert parts.stats.num_misses == 0
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 7).flatmap(
+        lambda k: st.lists(st.lists(st.integers(0, 7), min_size=k, max_size=k), min_size=1, max_size=9)
+    )
+)
+def test_grouping_finds_every_token_of_every_expert_in_order(index: list[list[int]]) -> None:
+    rows, places = group_by_expert(torch.tensor(index), num_experts=6)
+    expected_rows: dict[int, list[int]] = {}
+    expected_places: dict[int, list[int]] = {}
+    for token, experts in enumerate(index):
+        for choice, expert in enumerate(experts):
+            if expert < 6:
+                expected_rows.setdefault(expert, []).append(token)
+                expected_places.setdefault(expert, []).append(token * len(experts) + choice)
+    assert list(rows) == sorted(expected_rows)
+    assert {e: r.tolist() for e, r in rows.items()} == expected_rows
+    assert {e: p.tolist() for e, p in places.items()} == expected_places

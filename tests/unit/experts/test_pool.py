@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pgmoe.errors import ExpertReadError
+from pgmoe.experts.stores.base import ExpertStore
+from pgmoe.experts.stores.disk import DiskStore
+from pgmoe.layout import ExpertId, ExpertLayer
+from tests.support.expert_files import PoolParts, write_layers
+
+NUM_EXPERTS = 6
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> tuple[ExpertLayer, ...]:
+    return write_layers(tmp_path, num_experts=NUM_EXPERTS)
+
+
+@pytest.fixture
+def store(layers: tuple[ExpertLayer, ...]) -> Iterator[DiskStore]:
+    store = DiskStore(layers)
+    yield store
+    store.close()
+
+
+class GatedStore:
+    """A store whose reads first pass `enter`, which may wait or fail."""
+
+    tier = "disk"
+
+    def __init__(self, store: ExpertStore) -> None:
+        """`store` stays open when this one is closed."""
+        self.store = store
+
+    def enter(self, expert: ExpertId) -> None:
+        raise NotImplementedError
+
+    def starts(self, expert: ExpertId) -> dict[str, int]:
+        return self.store.starts(expert)
+
+    def read(self, expert: ExpertId, slot: Tensor) -> int:
+        self.enter(expert)
+        return self.store.read(expert, slot)
+
+    def close(self) -> None:
+        pass
+
+
+def ids(layer: int, experts: list[int]) -> set[ExpertId]:
+    return {ExpertId(layer, e) for e in experts}
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 3, 5, 6, 12])
+def test_each_expert_is_lent_once_however_few_slots_there_are(
+    layers: tuple[ExpertLayer, ...], store: DiskStore, num_slots: int
+) -> None:
+    parts = PoolParts(layers, store, num_slots)
+    for layer, experts in [
+        (0, [0, 1, 2, 3, 4, 5]),
+        (1, [5, 0, 3]),
+        (0, [2]),
+        (1, []),
+        (0, [5, 4, 3, 2, 1, 0]),
+    ]:
+        assert sorted(parts.take(layer, experts)) == sorted(experts)
+        assert len(parts.resident()) <= num_slots
+    parts.pool.close()
+
+
+def test_resident_experts_come_first_while_the_others_are_still_read(
+    layers: tuple[ExpertLayer, ...], store: DiskStore
+) -> None:
+    gate = threading.Event()
+
+    class Slow(GatedStore):
+        def enter(self, expert: ExpertId) -> None:
+            assert expert.expert < 2 or gate.wait(timeout=60)
+
+    parts = PoolParts(layers, Slow(store), num_slots=4)
+    parts.take(0, [0, 1])
+    with parts.pool.lease(0, [3, 1, 2, 0]) as lent:
+        first = [next(lent).index, next(lent).index]
+        gate.set()
+        rest = [expert.index for expert in lent]
+    assert (sorted(first), sorted(rest)) == ([0, 1], [2, 3])
+    parts.pool.close()
+
+
+def test_missing_experts_are_read_by_several_readers_at_once(
+    layers: tuple[ExpertLayer, ...], store: DiskStore
+) -> None:
+    together = threading.Barrier(3, timeout=60)  # broken, and so an error, if fewer than three read at once
+
+    class Meeting(GatedStore):
+        def enter(self, expert: ExpertId) -> None:
+            together.wait()
+
+    parts = PoolParts(layers, Meeting(store), num_slots=6, num_readers=3)
+    assert sorted(parts.take(1, [0, 1, 2, 3, 4, 5])) == [0, 1, 2, 3, 4, 5]
+    parts.pool.close()
+
+
+def test_hits_misses_evictions_and_bytes_are_counted(
+    layers: tuple[ExpertLayer, ...], store: DiskStore
+) -> None:
+    parts = PoolParts(layers, store, num_slots=4)
+    stats, size = parts.stats, layers[0].layout.weight_bytes
+    assert (stats.slots, stats.resident) == (4, 0)
+    parts.take(0, [0, 1, 2])
+    assert (dict(stats.hits), dict(stats.misses), stats.resident) == ({0: 0}, {0: 3}, 3)
+    parts.take(0, [1, 2, 3])
+    assert (stats.hits[0], stats.misses[0], stats.evictions.total()) == (2, 4, 0)
+    parts.take(1, [0, 1])  # 0 was used longest ago; of the others 3 came last
+    assert (stats.misses[1], dict(stats.evictions), stats.resident) == (2, {0: 2}, 4)
+    assert dict(stats.transfer_bytes) == {"disk_to_device": 6 * size}
+    assert len(stats.transfer_s) == 6
+    assert stats.stall_s > 0
+    assert ExpertId(0, 0) not in parts.resident()
+    parts.pool.close()
+
+
+def test_an_exception_of_the_borrower_leaves_nothing_pinned_or_in_flight(
+    layers: tuple[ExpertLayer, ...], store: DiskStore
+) -> None:
+    parts = PoolParts(layers, store, num_slots=4)
+
+    def compute(fail_after: int) -> None:
+        with parts.pool.lease(0, [0, 1, 2, 3, 4, 5]) as lent:
+            for _ in range(fail_after):
+                next(lent)
+            raise ZeroDivisionError
+
+    for fail_after in range(4):
+        with pytest.raises(ZeroDivisionError):
+            compute(fail_after)
+        parts.resident()
+    assert sorted(parts.take(1, [0, 1, 2, 3])) == [0, 1, 2, 3]
+    assert parts.resident() == ids(1, [0, 1, 2, 3])  # all slots could be had
+    parts.pool.close()
+
+
+def test_a_lease_left_early_leaves_nothing_pinned_or_in_flight(
+    layers: tuple[ExpertLayer, ...], store: DiskStore
+) -> None:
+    parts = PoolParts(layers, store, num_slots=3)
+    for num_taken in range(4):
+        with parts.pool.lease(0, [0, 1, 2, 3, 4]) as lent:
+            for _ in range(num_taken):
+                next(lent)
+        parts.resident()
+    with parts.pool.lease(1, [0, 1, 2]):
+        pass  # not even begun
+    assert sorted(parts.take(1, [0, 1, 2])) == [0, 1, 2]
+    assert parts.resident() == ids(1, [0, 1, 2])
+    parts.pool.close()
+
+
+@pytest.mark.parametrize("direct_io", [True, False])
+@pytest.mark.parametrize("num_slots", [2, 4, 12])
+def test_a_failed_read_names_expert_and_file_and_the_pool_goes_on(
+    layers: tuple[ExpertLayer, ...], num_slots: int, direct_io: bool
+) -> None:
+    parts = PoolParts(layers, DiskStore(layers, direct_io=direct_io), num_slots)
+    path = Path(layers[1].extents[0][0].path)
+    whole = path.read_bytes()
+    os.truncate(path, layers[1].extents[3][0].offset)
+    parts.take(0, [0, 1])
+    with pytest.raises(ExpertReadError, match=rf"expert [345] of layers\.1\.experts: {path} .* truncated"):
+        parts.take(1, [0, 1, 2, 3, 4, 5])
+    assert not parts.resident() & ids(1, [3, 4, 5])
+    assert sorted(parts.take(1, [0, 1, 2])) == [0, 1, 2]  # those before the cut are still to be had
+    assert sorted(parts.take(0, [0, 1, 2, 3])) == [0, 1, 2, 3]
+    path.write_bytes(whole)
+    assert sorted(parts.take(1, [0, 1, 2, 3, 4, 5])) == [0, 1, 2, 3, 4, 5]
+    assert len(parts.resident()) <= num_slots
+    parts.pool.close()
+
+
+def test_whatever_a_store_raises_reaches_the_borrower(
+    layers: tuple[ExpertLayer, ...], store: DiskStore
+) -> None:
+    class Broken(GatedStore):
+        def enter(self, expert: ExpertId) -> None:
+            raise MemoryError("no more")
+
+    parts = PoolParts(layers, Broken(store), num_slots=2)
+    with pytest.raises(MemoryError, match="no more"):
+        parts.take(0, [0, 1, 2])
+    assert parts.resident() == set()
+    parts.pool.close()
+
+
+requests = st.tuples(
+    st.integers(0, 1),
+    st.lists(st.integers(0, NUM_EXPERTS - 1), unique=True),
+    st.integers(0, 8),
+    st.booleans(),
+)
+
+
+@settings(
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.integers(1, 8),
+    st.lists(requests, max_size=8),
+    st.sets(st.tuples(st.integers(0, 1), st.integers(0, 5))),
+)
+def test_no_sequence_of_leases_failures_and_early_ends_upsets_the_pool(
+    layers: tuple[ExpertLayer, ...],
+    store: DiskStore,
+    num_slots: int,
+    leases: list[tuple[int, list[int], int, bool]],
+    bad: set[tuple[int, int]],
+) -> None:
+    class Unreliable(GatedStore):
+        def enter(self, expert: ExpertId) -> None:
+            if failing and tuple(expert) in bad:  # as the loop below says now
+                raise ExpertReadError(f"{expert}")
+
+    failing = False
+    parts = PoolParts(layers, Unreliable(store), num_slots, num_readers=2)
+    for layer, experts, limit, failing in leases:
+        before = parts.resident()
+        expect_error = failing and any(
+            (layer, e) in bad and ExpertId(layer, e) not in before for e in experts
+        )
+        taken: list[int] = []
+        try:
+            with parts.pool.lease(layer, experts) as lent:
+                for expert in lent:
+                    taken.append(expert.index)
+                    if len(taken) > limit:
+                        break
+        except ExpertReadError:
+            assert expect_error
+        else:
+            assert len(taken) > limit or (sorted(taken) == sorted(experts) and not expect_error)
+        assert len(taken) == len(set(taken))
+        parts.resident()
+    failing = False
+    for layer in (0, 1):
+        assert sorted(parts.take(layer, list(range(NUM_EXPERTS)))) == list(range(NUM_EXPERTS))
+    parts.pool.close()
