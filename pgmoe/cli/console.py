@@ -51,7 +51,8 @@ def bytes_bar(description: str, console: Console | None = None) -> Iterator[Call
 
         yield advance
     if not console.is_terminal:
-        line = f"{description}: {format_bytes(total_seen)} in {time.monotonic() - started:.0f} s"
+        written = f"{format_bytes(total_seen)} in " if total_seen else ""
+        line = f"{description}: {written}{time.monotonic() - started:.0f} s"
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 

@@ -29,3 +29,10 @@ def test_a_terminal_shows_bytes_done_of_all() -> None:
     with bytes_bar("Writing x", Console(file=out, force_terminal=True, width=120)) as progress:
         progress(4096, 4096)
     assert "4.0/4.0 KiB" in out.getvalue()
+
+
+def test_work_that_copied_nothing_speaks_of_no_bytes() -> None:
+    out = io.StringIO()
+    with bytes_bar("Loading x", Console(file=out)):
+        pass
+    assert out.getvalue() == "Loading x ...\nLoading x: 0 s\n"
