@@ -46,11 +46,16 @@ def assemble(config: EngineConfig, stats: ExpertStats, progress: Progress | None
     plan = read_plan(config.model)
     dtype = resolve_dtype(config.dtype, plan.layers)
     shape = ExpertShape.of(plan.layers, plan.dense_bytes)
-    num_slots = plan_slots(config.device_memory, shape)  # a budget too small fails before anything is loaded
+    # Budgets that cannot be honoured fail here, before anything is loaded.
+    num_slots = plan_slots(config.device_memory, shape)
+    accelerator = device.type != "cpu"
+    in_host = wants_host_store(config.host_memory, shape, accelerator=accelerator, free_ram=free_ram())
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     loaded = load_model(plan, dtype=dtype, device=device)
-    store = _open_store(config, loaded.layers, shape, device, progress)
+    store: ExpertStore = DiskStore(loaded.layers, direct_io=config.direct_io)
+    if in_host:
+        store = _copy_to_host(store, loaded.layers, config.num_readers, accelerator, progress)
     arena = SlotArena(num_slots, shape.slot_bytes, device)
     pool = ExpertPool(
         loaded.layers,
@@ -104,18 +109,15 @@ def free_ram() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _open_store(
-    config: EngineConfig,
+def _copy_to_host(
+    disk: ExpertStore,
     layers: tuple[ExpertLayer, ...],
-    shape: ExpertShape,
-    device: torch.device,
+    num_readers: int,
+    pinned: bool,
     progress: Progress | None,
-) -> ExpertStore:
-    disk = DiskStore(layers, direct_io=config.direct_io)
-    accelerator = device.type != "cpu"
-    if not wants_host_store(config.host_memory, shape, accelerator=accelerator, free_ram=free_ram()):
-        return disk
-    host = HostStore(layers, pinned=accelerator)
+) -> HostStore:
+    """All experts in host memory; `disk` is closed."""
+    host = HostStore(layers, pinned=pinned)
     total = sum(layer.num_experts * layer.layout.weight_bytes for layer in layers)
     done = 0
 
@@ -126,7 +128,7 @@ def _open_store(
             progress(done, total)
 
     try:
-        host.fill(disk, num_readers=config.num_readers, progress=count)
+        host.fill(disk, num_readers=num_readers, progress=count)
     finally:
         disk.close()
     return host

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from pgmoe.config import EngineConfig
+from pgmoe.engine.assembly import assemble, free_ram, resolve_device, resolve_dtype
+from pgmoe.errors import BudgetTooSmall, CheckpointError, ConfigError
+from pgmoe.layout import BlobLayout, ExpertFFN, ExpertLayer
+from pgmoe.metrics.stats import ExpertStats
+from tests.conftest import TinyCheckpoints
+from tests.support.checkpoints import FAMILIES
+
+
+def config(folder: Path, **options: object) -> EngineConfig:
+    return EngineConfig.parse({"model": str(folder), "device": "cpu", **options})
+
+
+def layer(dtype: torch.dtype) -> ExpertLayer:
+    return ExpertLayer("layer", BlobLayout.pack({"up": (2, 2)}, dtype), ExpertFFN(torch.relu), (), top_k=1)
+
+
+def open_files(folder: Path) -> set[Path]:
+    """Files of this folder that this process has open."""
+    return {p for fd in Path("/proc/self/fd").iterdir() if (p := fd.resolve()).parent == folder.resolve()}
+
+
+def reader_threads() -> set[threading.Thread]:
+    return {t for t in threading.enumerate() if t.name.startswith("pgmoe")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_smallest_budget_named_for_a_model_works(
+    tiny: TinyCheckpoints, family: str, dtype: torch.dtype
+) -> None:
+    folder = tiny(family, dtype)
+    with pytest.raises(BudgetTooSmall) as error:
+        assemble(config(folder, device_memory="0"), ExpertStats())
+    smallest = error.value.minimum_bytes
+    with pytest.raises(BudgetTooSmall):
+        assemble(config(folder, device_memory=smallest - 1), ExpertStats())
+    assembly = assemble(config(folder, device_memory=smallest), ExpertStats())
+    assert assembly.num_slots == max(layer.top_k for layer in assembly.loaded.layers)
+    slot_bytes = max(layer.layout.slot_bytes for layer in assembly.loaded.layers)
+    assert assembly.loaded.dense_bytes + assembly.num_slots * slot_bytes == smallest
+    assembly.pool.close()
+
+
+def test_the_type_is_that_of_the_experts() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert resolve_dtype("auto", (layer(dtype), layer(dtype))) == dtype
+        assert resolve_dtype(str(dtype).removeprefix("torch."), (layer(dtype),)) == dtype
+
+
+def test_another_type_than_the_experts_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ConfigError, match=r"'bfloat16': the experts are stored as float32 .* use dtype auto"):
+        resolve_dtype("bfloat16", (layer(torch.float32),))
+
+
+def test_layers_of_several_types_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"several types .* convert the checkpoint to one"):
+        resolve_dtype("auto", (layer(torch.float32), layer(torch.bfloat16)))
+
+
+def test_the_cpu_is_always_there() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    assert resolve_device("auto") == (here or torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["meta", "gpu", "", "cpu:x", "xla:0"])
+def test_a_device_that_is_not_here_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device '{name}'"):
+        resolve_device(name)
+
+
+def test_free_memory_is_some_but_not_more_than_there_is() -> None:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < free_ram() <= total
+
+
+FAILURES: dict[str, tuple[dict[str, object], type[Exception]]] = {
+    "policy": ({"policy": "none"}, ConfigError),
+    "device": ({"device": "meta"}, ConfigError),
+    "type": ({"dtype": "float16"}, ConfigError),
+    "device memory": ({"device_memory": "1%"}, BudgetTooSmall),
+    "host memory": ({"host_memory": "50%"}, ConfigError),
+    "model": ({"model": "/no/such/model"}, CheckpointError),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_options_that_cannot_be_honoured_leave_no_file_and_no_thread_behind(
+    tiny: TinyCheckpoints, case: str
+) -> None:
+    options, kind = FAILURES[case]
+    folder = tiny("mixtral")
+    readers = reader_threads()
+    with pytest.raises(kind):
+        assemble(config(folder, **options), ExpertStats())
+    assert not open_files(folder)
+    assert reader_threads() == readers
+
+
+def test_copying_to_host_memory_tells_progress_up_to_the_whole(tiny: TinyCheckpoints) -> None:
+    told: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        told.append((done, total))
+
+    folder = tiny("olmoe")
+    assembly = assemble(config(folder, host_memory="100%"), ExpertStats(), progress)
+    total = sum(layer.num_experts * layer.layout.weight_bytes for layer in assembly.loaded.layers)
+    assert told[-1] == (total, total)
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert not open_files(folder)
+    assembly.pool.close()
+
+
+def test_a_closed_pool_holds_no_file_of_the_checkpoint(tiny: TinyCheckpoints) -> None:
+    folder = tiny("mixtral", torch.float32, "200KB")
+    assembly = assemble(config(folder), ExpertStats())
+    assert len(open_files(folder)) > 1
+    assembly.pool.close()
+    assert not open_files(folder)
