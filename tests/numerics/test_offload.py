@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, MixtralConfig
 
 from pgmoe.engine.llm import LLM
+from pgmoe.errors import ExpertReadError
 from pgmoe.request import SamplingParams
 from tests.conftest import TinyCheckpoints
 from tests.support.checkpoints import (
@@ -20,6 +23,7 @@ from tests.support.checkpoints import (
     FAMILIES,
     tiny_model,
 )
+from tests.support.damage import edit_header
 from tests.support.runs import Prompts, Run, all_logits, run, smallest_budget
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -156,3 +160,28 @@ def test_single_tokens_of_a_wider_model_change_no_bit_with_the_budget(wide: Path
     assert found.stats.evictions.total() > 0
     assert len(set(found.token_ids)) > 8
     found.same_as(whole)
+
+
+@pytest.mark.parametrize("padding", range(4))
+def test_tensors_at_any_byte_of_a_file_change_no_bit(
+    tiny: TinyCheckpoints, resident: Resident, tmp_path: Path, padding: int
+) -> None:
+    """safetensors asks for no alignment; a header that is a few bytes longer shifts every tensor."""
+    folder = shutil.copytree(tiny("mixtral", torch.bfloat16), tmp_path / "model")
+    edit_header(folder, lambda header: header.update(__metadata__={"format": "pt", "x": "x" * padding}))
+    run(folder, PROMPTS, device_memory="30%").same_as(resident("mixtral", torch.bfloat16))
+
+
+def test_after_a_failed_read_the_next_answer_is_right(tiny: TinyCheckpoints, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny("qwen3_moe"), tmp_path / "model")
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True, logprobs=3)
+    with LLM(str(folder), device_memory="10%") as llm:
+        (expected,) = llm.generate([PROMPTS.one], params)
+        os.truncate(weights, len(whole) // 3)
+        with pytest.raises(ExpertReadError, match=r"model\.safetensors"):
+            llm.generate([PROMPTS.one], params)
+        weights.write_bytes(whole)
+        (found,) = llm.generate([PROMPTS.one], params)
+    assert found.logprobs == expected.logprobs

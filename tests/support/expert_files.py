@@ -96,3 +96,15 @@ class PoolParts:
         states = {expert: self.cache.state(expert) for expert in every}
         assert SlotState.IN_FLIGHT not in states.values()
         return {expert for expert, state in states.items() if state is SlotState.READY}
+
+
+def flip_sign_bits(layer: ExpertLayer) -> None:
+    """Turn the sign of one weight of every expert's `down` tensor around, in the file itself."""
+    for extents in layer.extents:
+        (down,) = (e for e in extents if e.tensor == "down")
+        last_byte = down.offset + layer.dtype.itemsize - 1  # little-endian: the sign is in the last one
+        with open(down.path, "r+b") as file:
+            file.seek(last_byte)
+            (byte,) = file.read(1)
+            file.seek(last_byte)
+            file.write(bytes([byte ^ 0x80]))
