@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
+import numpy as np
 from torch import Tensor
 
 from pgmoe.errors import ExpertReadError
@@ -101,13 +102,15 @@ class DiskStore:
 
     def _read_direct(self, descriptor: int, run: Run, slot: Tensor) -> bool:
         """Read the run's pages and patch what went to the scratch; False if less came than is needed."""
-        scratch = self._scratch.take(run.scratch_bytes)
-        targets = [(slot if s.direct else scratch)[s.start : s.start + s.nbytes] for s in run.segments]
-        if os.preadv(descriptor, [t.numpy().data for t in targets], run.offset) < run.needed:
+        memory, scratch = slot.numpy(), self._scratch.take(run.scratch_bytes).numpy()
+        targets = [(memory if s.direct else scratch)[s.start : s.start + s.nbytes].data for s in run.segments]
+        if os.preadv(descriptor, targets, run.offset) < run.needed:
             return False  # the ordinary way will find out whether the file really ends there
-        for patch in run.patches:  # copy_ releases the interpreter lock; a memoryview assignment does not
+        for patch in run.patches:
+            # numpy releases the interpreter lock, which a memoryview does not, and starts no OpenMP threads
+            # for this one, which torch does: beyond the number of cores they slow each other down.
             source = scratch[patch.scratch : patch.scratch + patch.nbytes]
-            slot[patch.slot : patch.slot + patch.nbytes].copy_(source)
+            np.copyto(memory[patch.slot : patch.slot + patch.nbytes], source)
         return True
 
 
