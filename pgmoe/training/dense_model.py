@@ -50,10 +50,10 @@ def read_dense_model(source: str, dtype: torch.dtype | None = None) -> DenseMode
     if gguf is not None:
         _check_gguf(gguf)
     with _mapped_errors(source, UnsupportedModel):
-        config = AutoConfig.from_pretrained(**where)
+        config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
     _check_config(source, config)
     with _mapped_errors(f"the tokenizer of {source}", CheckpointError):
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
     if gguf is not None:
         gguf.mend_tokenizer(tokenizer)
     model = _load(source, where, gguf, dtype)
@@ -125,7 +125,11 @@ def _load(source: str, where: dict[str, str], gguf: GgufFile | None, dtype: torc
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with _mapped_errors(source, CorruptCheckpoint):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            **where, **options, output_loading_info=True, ignore_mismatched_sizes=True
+            **where,
+            **options,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     model, report = loaded
     for fault, text in (
@@ -141,8 +145,13 @@ def _load(source: str, where: dict[str, str], gguf: GgufFile | None, dtype: torc
 
 @contextmanager
 def _mapped_errors(what: str, kind: type[CheckpointError]) -> Iterator[None]:
-    """Raise what transformers raises for unreadable models as `kind`."""
+    """Raise what transformers raises for unreadable models as `kind`; UnsupportedModel for one with code."""
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+            raise UnsupportedModel(
+                f"{what} needs code of its own, and code from a checkpoint is never run; "
+                "name a model of a type that transformers has itself"
+            ) from error
         raise kind(f"cannot read {what}: {error}") from error

@@ -17,6 +17,7 @@ from pgmoe.bench.arms.clock import TokenClock
 from pgmoe.bench.arms.stepwise import answer_stepwise
 from pgmoe.bench.job import Answer, Job, Place
 from pgmoe.bench.page_cache import drop_from_page_cache, weight_files
+from pgmoe.errors import UnsupportedModel
 from pgmoe.models.loader import ModelPlan, read_plan
 
 
@@ -157,7 +158,15 @@ def _load(
     place: Place, experts: str, device_map: dict[str, str], offload_folder: str | None = None
 ) -> PreTrainedModel:
     offload: dict[str, Any] = {"offload_folder": offload_folder} if offload_folder else {}
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        place.model, dtype="auto", device_map=device_map, experts_implementation=experts, **offload
-    )
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            place.model,
+            dtype="auto",
+            device_map=device_map,
+            experts_implementation=experts,
+            trust_remote_code=False,
+            **offload,
+        )
+    except ValueError as error:
+        raise UnsupportedModel(f"{place.model}: transformers cannot load it: {error}") from error
     return model
