@@ -50,7 +50,10 @@ class PooledExperts:
         with self._pool.lease(self._index, list(places)) as experts:
             for expert in experts:
                 y_1D = apply_ffn(self._layer.ffn, expert.weights, hidden)
-                outputs[expert.index] = (y_1D * weights_K[places[expert.index]]).to(hidden.dtype)
+                place = places[expert.index]
+                # Shape (1,): a 0-dim weight would be rounded to y's dtype first, unlike in a batch.
+                outputs[expert.index] = (y_1D * weights_K[place : place + 1]).to(hidden.dtype)
+        assert len(outputs) == len(places), (outputs.keys(), places)
         out_1D = torch.zeros_like(hidden)
         for index in sorted(outputs):
             out_1D += outputs[index]

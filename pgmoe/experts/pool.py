@@ -75,7 +75,8 @@ class ExpertPool:
     # What a lease does to the pool, step by step.
 
     def split(self, experts: Sequence[ExpertId]) -> tuple[list[ExpertId], list[ExpertId]]:
-        """(ready and now pinned, missing); counted as hits and misses."""
+        """(ready and now pinned, missing); counted as hits and misses. No other lease may be under way."""
+        assert all(self._cache.state(e) is not SlotState.IN_FLIGHT for e in experts), experts
         ready = [e for e in experts if self._cache.state(e) is SlotState.READY]
         missing = [e for e in experts if self._cache.state(e) is SlotState.MISSING]
         for expert in ready:
@@ -94,7 +95,11 @@ class ExpertPool:
         if evicted is not None:
             del self._weights[evicted]
             self._stats.evictions[evicted.layer] += 1
-        self._link.fetch(expert, self._arena.slot(slot), arrivals)
+        try:
+            self._link.fetch(expert, self._arena.slot(slot), arrivals)
+        except BaseException:  # no arrival will follow
+            self._cache.abandon(expert)
+            raise
         return True
 
     def receive(self, arrival: Arrival) -> None:
@@ -154,8 +159,9 @@ class _Lease:
     def settle(self) -> None:
         """Wait for what is still under way and unpin everything."""
         while self._in_flight:
-            self._in_flight -= 1
-            self._pool.receive(self._arrivals.get())
+            arrival = self._arrivals.get()
+            self._in_flight -= 1  # only now: an interrupt while waiting leaves it under way
+            self._pool.receive(arrival)
         for expert in self._pinned:
             self._pool.unpin(expert)
 
@@ -167,8 +173,8 @@ class _Lease:
     def _wait(self) -> None:
         begin = time.perf_counter()
         arrival = self._arrivals.get()
-        self._pool.stalled(time.perf_counter() - begin)
         self._in_flight -= 1
+        self._pool.stalled(time.perf_counter() - begin)
         self._pool.receive(arrival)
         if arrival.error is not None:
             raise arrival.error

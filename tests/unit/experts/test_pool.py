@@ -198,6 +198,41 @@ def test_whatever_a_store_raises_reaches_the_borrower(
     parts.pool.close()
 
 
+def test_a_read_that_cannot_even_be_ordered_leaves_no_slot_in_flight(
+    layers: tuple[ExpertLayer, ...], store: DiskStore
+) -> None:
+    class Open(GatedStore):
+        def enter(self, expert: ExpertId) -> None:
+            pass
+
+    parts = PoolParts(layers, Open(store), num_slots=2)
+    assert sorted(parts.take(0, [0, 1])) == [0, 1]
+    parts.pool.close()  # readers take no more orders
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        parts.take(0, [2])
+    assert len(parts.resident()) == 1
+
+
+def test_an_expert_that_another_lease_awaits_cannot_be_lent(
+    layers: tuple[ExpertLayer, ...], store: DiskStore
+) -> None:
+    gate = threading.Event()
+
+    class Slow(GatedStore):
+        def enter(self, expert: ExpertId) -> None:
+            assert expert.expert == 0 or gate.wait(timeout=60)
+
+    parts = PoolParts(layers, Slow(store), num_slots=4)
+    with parts.pool.lease(0, [0, 1]) as lent:
+        assert next(lent).index == 0
+        with pytest.raises(AssertionError), parts.pool.lease(0, [1]):
+            pass
+        gate.set()
+        assert next(lent).index == 1
+    assert parts.resident() == ids(0, [0, 1])
+    parts.pool.close()
+
+
 requests = st.tuples(
     st.integers(0, 1),
     st.lists(st.integers(0, NUM_EXPERTS - 1), unique=True),
