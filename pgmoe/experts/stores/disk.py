@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 
@@ -101,11 +102,19 @@ class DiskStore:
                 _read_fully(file.buffered, memory[place : place + nbytes], offset)
 
     def _read_direct(self, descriptor: int, run: Run, slot: Tensor) -> bool:
-        """Read the run's pages and patch what went to the scratch; False if less came than is needed."""
+        """Read the run's pages and patch what went to the scratch.
+
+        False if less came than is needed, or the file system refuses such a read after all.
+        """
         memory, scratch = slot.numpy(), self._scratch.take(run.scratch_bytes).numpy()
         targets = [(memory if s.direct else scratch)[s.start : s.start + s.nbytes].data for s in run.segments]
-        if os.preadv(descriptor, targets, run.offset) < run.needed:
-            return False  # the ordinary way will find out whether the file really ends there
+        try:
+            if os.preadv(descriptor, targets, run.offset) < run.needed:
+                return False  # the ordinary way will find out whether the file really ends there
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # it wants a coarser alignment than a page
+                return False
+            raise
         for patch in run.patches:
             # numpy releases the interpreter lock, which a memoryview does not, and starts no OpenMP threads
             # for this one, which torch does: beyond the number of cores they slow each other down.

@@ -194,3 +194,13 @@ def test_closing_gives_back_every_file(path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) > before
     store.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_memory_that_the_file_system_does_not_take_for_a_direct_read_is_filled_all_the_same(
+    path: Path,
+) -> None:
+    layer = one_expert([Extent(str(path), PAGE, 2 * PAGE, "a", 0)])
+    with opened((layer,)) as store:
+        slot = page_aligned(layer.layout.slot_bytes + 1)[1:]  # at an odd address
+        store.read(ExpertId(0, 0), slot)
+        assert tensor_bytes(layer.layout.views(slot, store.starts(ExpertId(0, 0)))) == file_bytes(layer, 0)
