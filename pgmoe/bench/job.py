@@ -37,8 +37,8 @@ class Place:
     device: str
     """`cpu`, or a torch accelerator's name."""
     num_threads: int
-    openmp_wait: str
-    """The processes' OMP_WAIT_POLICY, which they inherit; only reported."""
+    openmp: str
+    """The processes' OpenMP variables, which they inherit; only reported."""
     scratch: str
     """Folder on a disk for files that an arm needs; what is put there is removed at the end."""
 

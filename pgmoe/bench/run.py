@@ -57,7 +57,7 @@ def _conditions(benchmark: Benchmark, place: Place, num_rounds: int) -> dict[str
             "before every load and measurement the checkpoint's files (and those that accelerate wrote) are "
             "dropped from it with posix_fadvise(DONTNEED)"
         ),
-        "device": f"{place.device}; {place.num_threads} compute threads, OpenMP waits: {place.openmp_wait}",
+        "device": f"{place.device}; {place.num_threads} compute threads, OpenMP: {place.openmp}",
     }
 
 

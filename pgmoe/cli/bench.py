@@ -152,7 +152,7 @@ def _measure(
 
     scratch = cache_folder() / "bench"
     scratch.mkdir(parents=True, exist_ok=True)
-    waits = os.environ.get("OMP_WAIT_POLICY", "default")
+    waits = ", ".join(f"{n}={v}" for n, v in sorted(os.environ.items()) if n.startswith(("GOMP_", "OMP_")))
     place = Place(str(model), device, threads or torch.get_num_threads(), waits, str(scratch))
     with steps_bar() as progress:
         result = run_benchmark(benchmark, place, rounds, progress)

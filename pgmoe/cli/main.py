@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from pgmoe import openmp
 from pgmoe.cli.bench import app as bench
 from pgmoe.cli.default_model import default_model
 from pgmoe.cli.generate import generate
@@ -32,10 +33,9 @@ app.add_typer(bench, name="bench")
 
 def main() -> None:
     """Run the command line; pgmoe's own errors end it with a message and status 2."""
-    # Both must be set before torch and tqdm are imported: spinning OpenMP threads take the cores from
-    # the threads that read experts, and transformers' bars would mix with ours.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    # To be set before torch and tqdm are imported; transformers' bars would mix with ours.
+    for name, value in {**openmp.ENVIRONMENT, "TQDM_DISABLE": "1"}.items():
+        os.environ.setdefault(name, value)
     try:
         app()
     except PgmoeError as error:

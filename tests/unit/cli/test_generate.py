@@ -36,7 +36,7 @@ Generate = Callable[..., Ended]
 def generate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Generate:
     """`generate(model, *options, stdin)`: run the command line in this process."""
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "10000")
 
     def run(model: Path | str, *options: str, stdin: bytes = b"") -> Ended:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
@@ -158,7 +158,7 @@ def test_a_chat_template_that_refuses_is_quoted_with_a_way_out(
     (folder / "chat_template.jinja").write_text("{{ raise_exception('begin with a system turn') }}")
     ended = generate(folder, "--prompt", MOON)
     assert ended.status == 2
-    refusal = "error: the chat template refuses the prompt (begin with a system turn); try --raw"
+    refusal = "error: the chat template refuses the messages (begin with a system turn); try --raw"
     assert ended.stderr.splitlines()[-1] == refusal
 
 
