@@ -12,6 +12,7 @@ from ray.serve.config import AutoscalingConfig
 
 from deployments.engine_server import EngineServer
 from deployments.ingress import Ingress
+from pgmoe import openmp
 from pgmoe.config import EngineConfig
 from pgmoe.errors import ConfigError
 from pgmoe.experts.policies import make_policy
@@ -63,8 +64,7 @@ def build(args: ServeArgs) -> Application:
         ray_actor_options={
             "num_cpus": 1,
             "num_gpus": num_gpus,
-            # Spinning OpenMP threads take the cores from the expert readers.
-            "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "passive"}},
+            "runtime_env": {"env_vars": dict(openmp.ENVIRONMENT)},
         },
         **common,
     )(EngineServer)
