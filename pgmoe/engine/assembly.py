@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 
 from pgmoe.config import EngineConfig
+from pgmoe.engine.free_memory import allocating, free_ram
 from pgmoe.engine.memory_plan import ExpertShape, plan_slots, wants_host_store
 from pgmoe.errors import ConfigError
 from pgmoe.experts.cache import ExpertCache
@@ -22,7 +23,7 @@ from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.experts.stores.host import HostStore
 from pgmoe.layout import ExpertLayer
 from pgmoe.metrics.stats import ExpertStats
-from pgmoe.models.loader import LoadedModel, ModelPlan, load_model, read_plan
+from pgmoe.models.loader import LoadedModel, load_model, read_plan
 
 Progress = Callable[[int, int], None]
 """Called with (bytes so far, bytes in all) while experts are copied to host memory."""
@@ -53,19 +54,16 @@ def assemble(config: EngineConfig, stats: ExpertStats, progress: Progress | None
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     loaded = load_model(plan, dtype=dtype, device=device)
-    store: ExpertStore = DiskStore(loaded.layers, direct_io=config.direct_io)
-    if in_host:
-        store = _copy_to_host(store, loaded.layers, config.num_readers, accelerator, progress)
-    arena = SlotArena(num_slots, shape.slot_bytes, device)
-    pool = ExpertPool(
-        loaded.layers,
-        store,
-        arena,
-        ExpertCache(num_slots, policy),
-        _open_link(config, store, shape.slot_bytes, device),
-        stats,
-    )
-    loaded.plug(lambda index, layer: PooledExperts(index, layer, pool))
+    with ExitStack() as on_failure:
+        store = _open_store(config, loaded.layers, device, in_host=in_host, progress=progress)
+        on_failure.callback(store.close)
+        with allocating("expert slots", num_slots * shape.slot_bytes, device, "give a smaller device_memory"):
+            arena = SlotArena(num_slots, shape.slot_bytes, device)
+        link = _open_link(config, store, shape.slot_bytes, device)
+        on_failure.callback(link.close)
+        pool = ExpertPool(loaded.layers, store, arena, ExpertCache(num_slots, policy), link, stats)
+        loaded.plug(lambda index, layer: PooledExperts(index, layer, pool))
+        on_failure.pop_all()
     return Assembly(loaded, pool, num_slots, device, dtype)
 
 
@@ -81,6 +79,9 @@ def resolve_device(name: str) -> torch.device:
     if device.type != "cpu" and (accelerator is None or device.type != accelerator.type):
         here = accelerator.type if accelerator else "none"
         raise ConfigError(f"device {name!r}: this machine's accelerator is {here}; use cpu or auto")
+    count = torch.get_device_module(device).device_count()
+    if device.index is not None and device.index >= count:
+        raise ConfigError(f"device {name!r}: there is {device.type}:0 to {device.type}:{count - 1} here")
     return device
 
 
@@ -100,24 +101,30 @@ def resolve_dtype(name: str, layers: tuple[ExpertLayer, ...]) -> torch.dtype:
     return dtype
 
 
-def free_ram() -> int:
-    """Bytes of physical memory that are free or only cache, by the operating system's account."""
-    with open("/proc/meminfo", encoding="ascii") as table:
-        for line in table:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _copy_to_host(
-    disk: ExpertStore,
+def _open_store(
+    config: EngineConfig,
     layers: tuple[ExpertLayer, ...],
-    num_readers: int,
-    pinned: bool,
+    device: torch.device,
+    *,
+    in_host: bool,
     progress: Progress | None,
-) -> HostStore:
-    """All experts in host memory; `disk` is closed."""
-    host = HostStore(layers, pinned=pinned)
+) -> ExpertStore:
+    """The checkpoint's files, or a copy of all experts in host memory, with the files closed again."""
+    disk = DiskStore(layers, direct_io=config.direct_io)
+    if not in_host:
+        return disk
+    slots = sum(layer.num_experts for layer in layers) * max(layer.layout.slot_bytes for layer in layers)
+    try:
+        with allocating("copies of all experts", slots, torch.device("cpu"), "give host_memory 0"):
+            host = HostStore(layers, pinned=device.type != "cpu")
+        host.fill(disk, num_readers=config.num_readers, progress=_counter(layers, progress))
+    finally:
+        disk.close()
+    return host
+
+
+def _counter(layers: tuple[ExpertLayer, ...], progress: Progress | None) -> Callable[[int], None]:
+    """A function that takes the bytes of each expert and tells `progress` the sum."""
     total = sum(layer.num_experts * layer.layout.weight_bytes for layer in layers)
     done = 0
 
@@ -127,17 +134,12 @@ def _copy_to_host(
         if progress is not None:
             progress(done, total)
 
-    try:
-        host.fill(disk, num_readers=num_readers, progress=count)
-    finally:
-        disk.close()
-    return host
+    return count
 
 
 def _open_link(config: EngineConfig, store: ExpertStore, slot_bytes: int, device: torch.device) -> Link:
     if device.type == "cpu":
         return HostLink(store, config.num_readers)
-    return AcceleratorLink(store, config.num_readers, slot_bytes, device)
-
-
-__all__ = ["Assembly", "ModelPlan", "Progress", "assemble", "free_ram", "resolve_device", "resolve_dtype"]
+    staging = config.num_readers * slot_bytes
+    with allocating("staging buffers", staging, torch.device("cpu"), "give a smaller num_readers"):
+        return AcceleratorLink(store, config.num_readers, slot_bytes, device)

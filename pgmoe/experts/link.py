@@ -73,14 +73,16 @@ class AcceleratorLink:
     """Where slots are device memory: pinned memory, a copy stream and events.
 
     A host store is pinned already, so its copies are only enqueued. A disk store is read by threads into
-    pinned staging blobs first. Works with any `torch.accelerator` device.
+    pinned staging blobs first. For backends with CUDA's streams and events, of which the CPU's do nothing.
     """
 
     def __init__(self, store: ExpertStore, num_readers: int, slot_bytes: int, device: torch.device) -> None:
         self.name = f"{store.tier}_to_device"
         self._store = store
+        self._device = device
         self._backend = torch.get_device_module(device)
-        self._stream = self._backend.Stream()
+        # torch.cpu.Stream takes no device; without one an accelerator's is the current device's.
+        self._stream = self._backend.Stream(**({} if device.type == "cpu" else {"device": device}))
         self._readers = ThreadPoolExecutor(num_readers, thread_name_prefix="pgmoe-reader")
         self._staging: SimpleQueue[tuple[Tensor, torch.Event | None]] = SimpleQueue()
         if store.tier == "disk":
@@ -90,7 +92,8 @@ class AcceleratorLink:
     def fetch(self, expert: ExpertId, slot: Tensor, arrivals: SimpleQueue[Arrival]) -> None:
         """See Link. Called by the thread whose current stream computes."""
         released = self._backend.Event()
-        released.record(self._backend.current_stream())  # kernels that still read the slot's former expert
+        # Kernels that still read the slot's former expert:
+        released.record(self._backend.current_stream(self._device))
         if self._store.tier == "disk":
             self._readers.submit(self._carry, expert, slot, arrivals, released)
         else:
@@ -99,7 +102,7 @@ class AcceleratorLink:
     def close(self) -> None:
         """See Link."""
         self._readers.shutdown()
-        self._backend.synchronize()
+        self._backend.synchronize(self._device)
 
     def _carry(
         self, expert: ExpertId, slot: Tensor, arrivals: SimpleQueue[Arrival], released: torch.Event

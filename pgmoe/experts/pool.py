@@ -108,9 +108,9 @@ class ExpertPool:
         if arrival.error is not None:
             self._cache.abandon(expert)
             return
-        if arrival.event is not None:
-            torch.get_device_module(self._arena.slot(0).device).current_stream().wait_event(arrival.event)
         slot = self._arena.slot(self._cache.slot_of(expert))
+        if arrival.event is not None:
+            torch.get_device_module(slot.device).current_stream(slot.device).wait_event(arrival.event)
         self._weights[expert] = self._layers[expert.layer].layout.views(slot, self._store.starts(expert))
         self._cache.finish(expert)
         self._stats.transfer_bytes[self._link.name] += arrival.num_bytes
