@@ -1,8 +1,11 @@
-"""Is what the engine computes right? Every expert is computed a second time from freshly read weights.
+"""Does offloading change anything? Every expert is computed a second time from freshly read weights.
 
 Each MoE layer of an offloaded run is recomputed from its very input, with weights read from the checkpoint
 by plain file reads into fresh memory: no slot, no cache, no direct I/O. If every layer's output is the same
 to the bit, so is the whole run's. Only the experts in use are held, so it works for models of any size.
+
+It checks that the right bytes are in the right slots and are added up in the right order. The formula of an
+expert is the engine's own here, too; that one is held against transformers by the project's tests.
 """
 
 from __future__ import annotations
@@ -14,17 +17,22 @@ import torch
 from torch import Tensor
 
 from pgmoe.config import EngineConfig
-from pgmoe.engine.assembly import free_ram
 from pgmoe.engine.engine import Engine
+from pgmoe.engine.free_memory import free_memory
 from pgmoe.errors import ExpertReadError
 from pgmoe.experts.compute import apply_ffn, group_by_expert
+from pgmoe.experts.memory import page_aligned
 from pgmoe.layout import ExpertLayer
 from pgmoe.models.moe import RoutedExperts
 from pgmoe.request import Request, RequestOutput, SamplingParams
 
 PROMPT_TOKENS = 32
 RESIDENT_SHARE = 0.8
-"""Of the free RAM: a model up to this is also compared with itself, all experts resident."""
+"""Of the device's free memory: a model up to this is also compared with itself, all experts resident."""
+
+RUNS = ("offloaded", "resident")
+Progress = Callable[[str, int, int], None]
+"""Called with (which of RUNS, tokens so far, tokens in all)."""
 
 
 @dataclass(frozen=True)
@@ -88,36 +96,35 @@ class LayerCheck:
 
 
 def read_plainly(layer: ExpertLayer, expert: int, device: torch.device) -> dict[str, Tensor]:
-    """One expert's tensors by ordinary reads. Raises ExpertReadError if the file is too short."""
-    tensors = {}
-    for region in layer.layout.regions:
-        data = bytearray()
-        for extent in layer.extents[expert]:
-            if extent.tensor != region.name:
-                continue
-            with open(extent.path, "rb") as file:
-                file.seek(extent.offset)
-                data += file.read(extent.nbytes)
-        if len(data) != region.nbytes:
-            raise ExpertReadError(
-                f"expert {expert} of {layer.name}: {region.name} is cut short in {extent.path}"
-            )
-        tensors[region.name] = torch.frombuffer(data, dtype=region.dtype).view(region.shape).to(device)
-    return tensors
+    """One expert's tensors by ordinary reads. Raises ExpertReadError if the file is too short.
+
+    They start where a slot has them: libraries may choose other kernels for other alignments.
+    """
+    blob, starts = page_aligned(layer.layout.slot_bytes), layer.layout.starts(layer.extents[expert])
+    memory = memoryview(blob.numpy())
+    for extent in layer.extents[expert]:
+        begin = starts[extent.tensor] + extent.tensor_offset
+        with open(extent.path, "rb") as file:
+            file.seek(extent.offset)
+            if file.readinto(memory[begin : begin + extent.nbytes]) != extent.nbytes:
+                raise ExpertReadError(
+                    f"expert {expert} of {layer.name}: {extent.tensor} is cut short in {extent.path}"
+                )
+    on_device = page_aligned(blob.nbytes, device=device).copy_(blob)
+    return layer.layout.views(on_device, starts)
 
 
-def run_selftest(
-    config: EngineConfig, num_tokens: int, progress: Callable[[int, int], None] | None = None
-) -> SelfTestReport:
-    """Compare a prompt and a greedy answer of `num_tokens`; `progress` gets (tokens so far, in all).
+def run_selftest(config: EngineConfig, num_tokens: int, progress: Progress | None = None) -> SelfTestReport:
+    """Compare a prompt and a greedy answer of `num_tokens`, then all experts resident with that.
 
     Raises ConfigError or CheckpointError as an engine would.
     """
     engine = Engine(config)
     try:
         checks = _put_checks(engine)
-        pieces = _answer(engine, num_tokens, progress)
-        fits = engine.info.total_bytes < free_ram() * RESIDENT_SHARE
+        pieces = _answer(engine, num_tokens, "offloaded", progress)
+        room = free_memory(torch.device(engine.info.device)) * RESIDENT_SHARE
+        fits = engine.info.total_bytes < room
     finally:
         engine.close()
     found = [c.difference for c in checks if c.difference is not None]
@@ -126,7 +133,7 @@ def run_selftest(
         num_tokens=len(pieces),
         num_experts_checked=sum(c.num_experts for c in checks),
         difference=min(found, key=lambda d: d.call) if found else None,  # the earliest layer among equals
-        resident_equal=_resident(config, num_tokens) == _substance(pieces) if fits else None,
+        resident_equal=_resident(config, num_tokens, progress) == _substance(pieces) if fits else None,
     )
 
 
@@ -138,9 +145,7 @@ def _put_checks(engine: Engine) -> list[LayerCheck]:
     return checks
 
 
-def _answer(
-    engine: Engine, num_tokens: int, progress: Callable[[int, int], None] | None = None
-) -> list[RequestOutput]:
+def _answer(engine: Engine, num_tokens: int, run: str, progress: Progress | None) -> list[RequestOutput]:
     generator = torch.Generator().manual_seed(0)
     length = min(PROMPT_TOKENS, engine.info.max_model_len // 2)
     prompt = torch.randint(engine.info.vocab_size, (length,), generator=generator)
@@ -155,14 +160,14 @@ def _answer(
             assert output.piece is not None
             pieces.append(output.piece)
             if progress is not None:
-                progress(len(pieces), num_tokens)
+                progress(run, len(pieces), num_tokens)
     return pieces
 
 
-def _resident(config: EngineConfig, num_tokens: int) -> list[object]:
+def _resident(config: EngineConfig, num_tokens: int, progress: Progress | None) -> list[object]:
     engine = Engine(config.model_copy(update={"device_memory": "100%"}))
     try:
-        return _substance(_answer(engine, num_tokens))
+        return _substance(_answer(engine, num_tokens, "resident", progress))
     finally:
         engine.close()
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
 from pgmoe.cli.options import DeviceMemory, HostMemory, Json, Model
+
+if TYPE_CHECKING:
+    from pgmoe.selftest import SelfTestReport
 
 
 def selftest(
@@ -26,32 +29,35 @@ def selftest(
     Exits with status 1, naming the first layer that differs, if one does.
     """
     from pgmoe.config import EngineConfig
-    from pgmoe.selftest import run_selftest
+    from pgmoe.selftest import RUNS, run_selftest
 
     config = EngineConfig.parse(
         {"model": model, "device_memory": device_memory, "host_memory": host_memory, "device": device}
     )
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("Comparing tokens", total=tokens)
-        report = run_selftest(
-            config, tokens, lambda done, total: bar.update(task, completed=done, total=total)
-        )
+        tasks = {run: bar.add_task(f"{run.capitalize()} run", total=tokens) for run in RUNS}
+        report = run_selftest(config, tokens, lambda run, done, _: bar.update(tasks[run], completed=done))
     if as_json:
         typer.echo(json.dumps({**dataclasses.asdict(report), "passed": report.passed}))
-    elif report.passed:
-        resident = {
-            True: "equal to all experts resident",
-            None: "all experts resident do not fit, not compared",
-        }
-        typer.echo(
-            f"pass: {report.num_experts_checked} expert computations in {report.num_layers} MoE layers over "
-            f"{report.num_tokens} tokens, equal to the bit; {resident[report.resident_equal]}"
-        )
-    elif report.difference is not None:
-        d = report.difference
-        typer.echo(f"FAIL: {d.layer} differs first, in call {d.call}, by up to {d.largest:g}")
     else:
-        typer.echo("FAIL: with all experts resident the tokens or their probabilities differ")
+        typer.echo(_verdict(report))
     if not report.passed:
         raise typer.Exit(1)
+
+
+def _verdict(report: SelfTestReport) -> str:
+    if report.difference is not None:
+        d = report.difference
+        return f"FAIL: {d.layer} differs first, in call {d.call}, by up to {d.largest:g}"
+    if report.resident_equal is False:
+        return "FAIL: with all experts resident the tokens or their probabilities differ"
+    resident = (
+        "equal to all experts resident"
+        if report.resident_equal
+        else "all experts resident do not fit, not compared"
+    )
+    return (
+        f"pass: {report.num_experts_checked} expert computations in {report.num_layers} MoE layers over "
+        f"{report.num_tokens} tokens, equal to the bit; {resident}"
+    )

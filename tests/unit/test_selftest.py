@@ -17,7 +17,7 @@ from tests.support.expert_files import file_bytes, flip_sign_bits, tensor_bytes,
 
 
 def config(folder: Path, **options: object) -> EngineConfig:
-    return EngineConfig.parse({"model": str(folder), "device_memory": "30%", **options})
+    return EngineConfig.parse({"model": str(folder), "device": "cpu", "device_memory": "30%", **options})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -27,16 +27,14 @@ def test_a_whole_model_passes(
     tiny: TinyCheckpoints, family: str, dtype: torch.dtype, host_memory: str
 ) -> None:
     folder, seen = tiny(family, dtype), []
-    report = run_selftest(
-        config(folder, host_memory=host_memory), 5, lambda done, total: seen.append((done, total))
-    )
+    report = run_selftest(config(folder, host_memory=host_memory), 5, lambda *told: seen.append(told))
     assert report.passed
     assert report.difference is None
     assert report.resident_equal is True
     assert report.num_layers == len(read_plan(str(folder)).layers)
     assert report.num_tokens == 5
     assert report.num_experts_checked > 5 * report.num_layers / 2
-    assert seen == [(n, 5) for n in range(1, 6)]
+    assert seen == [(run, n, 5) for run in ("offloaded", "resident") for n in range(1, 6)]
 
 
 @pytest.mark.parametrize("damaged", [(0,), (2,), (1, 2)], ids=str)
@@ -46,8 +44,8 @@ def test_bytes_that_change_in_the_file_are_found_and_the_first_layer_is_named(
     folder = shutil.copytree(tiny("mixtral"), tmp_path / "model")
     layers = read_plan(str(folder)).layers
 
-    def damage(done: int, total: int) -> None:
-        if done == 3:  # the experts in host memory are those of before
+    def damage(run: str, done: int, total: int) -> None:
+        if (run, done) == ("offloaded", 3):  # the experts in host memory are those of before
             for number in damaged:
                 flip_sign_bits(layers[number])
 
@@ -62,7 +60,7 @@ def test_bytes_that_change_in_the_file_are_found_and_the_first_layer_is_named(
 def test_a_file_cut_during_the_test_is_an_error_that_names_it(tiny: TinyCheckpoints, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny("mixtral"), tmp_path / "model")
     with pytest.raises(ExpertReadError, match=WEIGHTS):
-        run_selftest(config(folder), 8, lambda done, total: os.truncate(folder / WEIGHTS, 5000))
+        run_selftest(config(folder), 8, lambda *_: os.truncate(folder / WEIGHTS, 5000))
 
 
 def test_plain_reads_give_the_files_bytes(tmp_path: Path) -> None:
