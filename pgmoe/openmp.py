@@ -1,8 +1,8 @@
 """How OpenMP threads wait for work, which decides CPU speed: for processes that compute.
 
-A decode step is hundreds of short parallel loops. Threads that sleep after each (`OMP_WAIT_POLICY=passive`) wake
-too late for the next; threads that spin for long take the cores from whoever else wants to run. Spinning for a
-fraction of a millisecond is near the best of both. OpenMP reads this when torch is imported.
+A decode step is hundreds of short parallel loops. Threads that sleep after each (`OMP_WAIT_POLICY=passive`)
+wake too late for the next; threads that spin for long take the cores from whoever else wants to run. Spinning
+for a fraction of a millisecond is near the best of both. OpenMP reads this when torch is imported.
 """
 
 from __future__ import annotations
