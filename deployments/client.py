@@ -100,6 +100,25 @@ def _request(
 ) -> pb.GenerateRequest:
     if (prompt is None) == (messages is None):
         raise InvalidRequest("give exactly one of prompt and messages", "prompt")
+    try:
+        return _message(prompt, messages, params, model, timeout_s)
+    except InvalidRequest:
+        raise
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{error.object!r} is no text that can be sent: {error.reason} at position {error.start}"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(str(error)) from error
+
+
+def _message(
+    prompt: str | Sequence[int] | None,
+    messages: Sequence[Mapping[str, str]] | None,
+    params: SamplingParams | None,
+    model: str,
+    timeout_s: float | None,
+) -> pb.GenerateRequest:
     request = pb.GenerateRequest(model=model, timeout_s=timeout_s)
     if params is not None:
         request.sampling.CopyFrom(grpc_messages.sampling_message(params))
@@ -109,9 +128,17 @@ def _request(
         request.prompt_token_ids.ids.extend(prompt)
         request.prompt_token_ids.SetInParent()  # an empty list is a prompt too: the server says what is wrong
     else:
-        request.chat.messages.extend(pb.ChatMessage(**turn) for turn in messages or ())
+        request.chat.messages.extend(_turn(index, turn) for index, turn in enumerate(messages or ()))
         request.chat.SetInParent()
     return request
+
+
+def _turn(index: int, turn: Mapping[str, str]) -> pb.ChatMessage:
+    unlike = sorted(set(turn) ^ {"role", "content"})
+    if unlike:
+        found = ", ".join(f"{'unknown' if key in turn else 'missing'} {key!r}" for key in unlike)
+        raise InvalidRequest(f"messages[{index}]: {found}; give role and content", "messages")
+    return pb.ChatMessage(**turn)
 
 
 @contextmanager
