@@ -1,4 +1,4 @@
-"""What the ingress reads from a model folder: chat template and sampling defaults."""
+"""What the ingress reads from a model folder: sampling defaults."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from deployments.chat_template import ChatMessage, ChatTemplate
 from deployments.sampling_defaults import load_defaults
-from pgmoe.errors import CorruptCheckpoint, InvalidRequest
-
-HELLO = [ChatMessage("user", "Hello")]
+from pgmoe.errors import CorruptCheckpoint
 
 
 @pytest.fixture
@@ -22,44 +19,19 @@ def copy(model_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(model_folder, target, ignore=shutil.ignore_patterns("*.safetensors")))
 
 
-def with_template(folder: Path, template: str | None) -> ChatTemplate:
-    (folder / "chat_template.jinja").unlink()
-    if template is not None:
-        (folder / "chat_template.jinja").write_text(template)
-    return ChatTemplate.load(folder)
-
-
-def test_a_conversation_ends_where_the_answer_begins(copy: Path) -> None:
-    text = ChatTemplate.load(copy).render([ChatMessage("system", "Be brief."), *HELLO])
-    assert text == (
-        "<|bos|><|im_start|>system\nBe brief.<|im_end|>\n"
-        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
-    )
-
-
-def test_a_template_that_refuses_a_conversation_says_why(copy: Path) -> None:
-    template = with_template(copy, "{{ raise_exception('no system messages here') }}")
-    with pytest.raises(InvalidRequest, match="no system messages here"):
-        template.render(HELLO)
-
-
-def test_a_model_without_template_says_what_to_do_instead(copy: Path) -> None:
-    with pytest.raises(InvalidRequest, match="/v1/completions"):
-        with_template(copy, None).render(HELLO)
-
-
-def test_a_model_without_tokenizer_can_be_loaded_but_not_chatted_with(copy: Path) -> None:
-    (copy / "tokenizer.json").unlink()
-    (copy / "tokenizer_config.json").unlink()
-    with pytest.raises(InvalidRequest, match="no chat template"):
-        ChatTemplate.load(copy).render(HELLO)
-
-
 def test_a_model_without_recommendations_has_no_sampling_defaults(copy: Path) -> None:
     (copy / "generation_config.json").write_text('{"eos_token_id": 2}')
     assert load_defaults(copy) == {}
     (copy / "generation_config.json").unlink()
     assert load_defaults(copy) == {}
+
+
+def test_a_model_whose_makers_do_not_sample_is_greedy_by_default(copy: Path) -> None:
+    file = copy / "generation_config.json"
+    file.write_text(json.dumps({"do_sample": False, "repetition_penalty": 1.1}))
+    assert load_defaults(copy) == {"temperature": 0.0, "repetition_penalty": 1.1}
+    file.write_text(json.dumps({"do_sample": True, "temperature": 0.7}))
+    assert load_defaults(copy) == {"temperature": 0.7}
 
 
 @pytest.mark.parametrize("text", ["{", json.dumps({"temperature": 50.0, "do_sample": True})])
