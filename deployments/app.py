@@ -47,7 +47,7 @@ class ServeArgs(BaseModel):
 
 def build(args: ServeArgs) -> Application:
     """The graph: ingress -> engine replicas. Raises ConfigError before anything is deployed."""
-    config, num_gpus = _place(EngineConfig.parse(args.engine))
+    config, num_gpus = place(EngineConfig.parse(args.engine), _cluster_gpus())
     _check_engine(config)
     autoscaling = _autoscaling(args.autoscaling)
     capacity = config.max_running + config.max_waiting
@@ -78,24 +78,30 @@ def build(args: ServeArgs) -> Application:
     return ingress.bind(engine.bind(config), config.model, config.name, args.request_timeout_s)
 
 
-def _place(config: EngineConfig) -> tuple[EngineConfig, int]:
-    """Decide `auto` by what the cluster has; one whole GPU for each replica, or none."""
+def place(config: EngineConfig, cluster_gpus: float) -> tuple[EngineConfig, int]:
+    """Decide `auto` by what the cluster has, and how many GPUs each replica gets: a whole one, or none.
+
+    Raises ConfigError for a GPU by number.
+    """
     if config.device.startswith("cuda:"):
         raise ConfigError(
             f"device {config.device!r}: Serve gives each replica a GPU of its own; write 'cuda'"
         )
     if config.device != "auto":
         return config, int(config.device == "cuda")
-    cluster = ray.cluster_resources() if ray.is_initialized() else {}
-    num_gpus = int(cluster.get("GPU", 0) >= 1)
+    num_gpus = int(cluster_gpus >= 1)
     return config.model_copy(update={"device": "cuda" if num_gpus else "cpu"}), num_gpus
+
+
+def _cluster_gpus() -> float:
+    return float(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else 0.0
 
 
 def _check_engine(config: EngineConfig) -> None:
     """What can be told without the model; the rest is the replicas' to say."""
-    for option in (config.device_memory, config.host_memory):
-        if option != "auto":
-            parse_bytes(option, whole_bytes=0)
+    parse_bytes(config.device_memory, whole_bytes=0)
+    if config.host_memory != "auto":
+        parse_bytes(config.host_memory, whole_bytes=0)
     make_policy(config.policy)
 
 
