@@ -7,12 +7,28 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pgmoe.engine.sequence import Sequence
+from pgmoe.errors import ConfigError
 
 DEFAULT_CONTEXT = 4096
 """Tokens, for models that name no limit (relative positions)."""
+
+
+def context_of(config: PretrainedConfig) -> int:
+    """The longest sequence that a model's positions allow, in tokens."""
+    text = config.get_text_config(decoder=True)
+    return int(getattr(text, "max_position_embeddings", None) or DEFAULT_CONTEXT)
+
+
+def check_context(max_model_len: int | None, context: int) -> int:
+    """The limit to serve with. Raises ConfigError for more than the model's context."""
+    if max_model_len is not None and max_model_len > context:
+        raise ConfigError(
+            f"max_model_len {max_model_len}: the model's context is {context}; give at most that"
+        )
+    return max_model_len or context
 
 
 class ModelRunner:
@@ -28,8 +44,7 @@ class ModelRunner:
     @property
     def context(self) -> int:
         """The longest sequence that the model's positions allow."""
-        config = self._model.config.get_text_config(decoder=True)
-        return int(getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT)
+        return context_of(self._model.config)
 
     @property
     def vocab_size(self) -> int:
