@@ -101,7 +101,7 @@ def read_plainly(layer: ExpertLayer, expert: int, device: torch.device) -> dict[
     They start where a slot has them: libraries may choose other kernels for other alignments.
     """
     blob, starts = page_aligned(layer.layout.slot_bytes), layer.layout.starts(layer.extents[expert])
-    memory = memoryview(blob.numpy())
+    memory = blob.numpy().data
     for extent in layer.extents[expert]:
         begin = starts[extent.tensor] + extent.tensor_offset
         with open(extent.path, "rb") as file:
