@@ -14,8 +14,10 @@
     ├── EngineOverloaded       too many requests wait already; try again later
     ├── EngineClosed           the engine is shut down
     ├── DeadlineExceeded       the request's own deadline passed
+    ├── RequestCancelled       its caller, or who stood between, gave the request up
     ├── ExpertReadError        the bytes of one expert could not be read
-    └── NonFiniteLogits        the model computed NaN or infinity
+    ├── NonFiniteLogits        the model computed NaN or infinity
+    └── GenerationFailed       anything unforeseen that ended a request; the log has it
 
 Messages name the value, the limit and the way out. Foreign errors are mapped where they enter.
 """
@@ -83,9 +85,17 @@ class DeadlineExceeded(PgmoeError):
     """The request's own deadline passed before it was finished."""
 
 
+class RequestCancelled(PgmoeError):
+    """The request was given up before it was finished: by its caller, or on its way."""
+
+
 class ExpertReadError(PgmoeError):
     """The bytes of one expert could not be read; the message names expert and file."""
 
 
 class NonFiniteLogits(PgmoeError):
     """The model computed NaN or infinity, from which no token can be chosen."""
+
+
+class GenerationFailed(PgmoeError):
+    """Something unforeseen ended a request; it is the `__cause__`, and logged."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from dataclasses import dataclass
@@ -12,15 +13,24 @@ from pgmoe.config import EngineConfig
 from pgmoe.engine.assembly import Assembly, Progress, assemble
 from pgmoe.engine.detokenizer import token_text
 from pgmoe.engine.intake import Intake
-from pgmoe.engine.runner import ModelRunner
+from pgmoe.engine.runner import ModelRunner, check_context
 from pgmoe.engine.sampler import SampledToken
 from pgmoe.engine.scheduler import Scheduler
 from pgmoe.engine.sequence import Sequence
-from pgmoe.errors import ConfigError, DeadlineExceeded, EngineClosed, EngineOverloaded, InvalidRequest
+from pgmoe.errors import (
+    DeadlineExceeded,
+    EngineClosed,
+    EngineOverloaded,
+    GenerationFailed,
+    InvalidRequest,
+    PgmoeError,
+)
 from pgmoe.metrics.stats import EngineStats
 from pgmoe.models.loader import LoadedModel
 from pgmoe.models.tokenizer import load_tokenizer
 from pgmoe.request import FinishReason, ModelInfo, Request, RequestOutput, TokenLogprob
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,7 @@ class StepOutput:
 
     request_id: str
     piece: RequestOutput | None = None
-    error: Exception | None = None
+    error: PgmoeError | None = None
 
 
 class Engine:
@@ -40,13 +50,16 @@ class Engine:
         self.config = config
         self.stats = EngineStats()
         self._assembly = assemble(config, self.stats.experts, progress)
-        self.tokenizer: PreTrainedTokenizerBase | None = load_tokenizer(
-            self._assembly.loaded.checkpoint.folder
-        )
-        self._runner = ModelRunner(self._assembly.loaded.model, self._assembly.device, config.prefill_chunk)
-        self._eos = self._runner.eos_token_ids()
-        self.info = _model_info(config, self._assembly, self._runner)
-        self._intake = Intake(self.info, self.tokenizer, self._runner, self._assembly.device)
+        loaded, device = self._assembly.loaded, self._assembly.device
+        try:
+            self.tokenizer: PreTrainedTokenizerBase | None = load_tokenizer(loaded.checkpoint.folder)
+            self._runner = ModelRunner(loaded.model, device, config.prefill_chunk)
+            self._eos = self._runner.eos_token_ids()
+            self.info = _model_info(config, self._assembly, self._runner)
+        except BaseException:
+            self._assembly.pool.close()
+            raise
+        self._intake = Intake(self.info, self.tokenizer, self._runner, device)
         self._scheduler = Scheduler(config.max_running, config.max_waiting)
         self._sequences: dict[str, Sequence] = {}
         self._closed = False
@@ -117,7 +130,7 @@ class Engine:
                 piece = self._advance(sequence)
             except Exception as error:  # whatever happened, its client must hear of it and the others go on
                 self._end(sequence, "error")
-                outputs.append(StepOutput(sequence.request_id, error=error))
+                outputs.append(StepOutput(sequence.request_id, error=_report(sequence.request_id, error)))
             else:
                 if piece is not None:
                     outputs.append(StepOutput(sequence.request_id, piece))
@@ -224,12 +237,20 @@ class Engine:
         self.stats.num_waiting = self._scheduler.num_waiting
 
 
+def _report(request_id: str, error: Exception) -> PgmoeError:
+    """What the client is told; what is not the client's own doing is logged in full."""
+    if isinstance(error, InvalidRequest | DeadlineExceeded):
+        return error
+    _logger.error("request %s failed", request_id, exc_info=error)
+    if isinstance(error, PgmoeError):
+        return error
+    failed = GenerationFailed(f"the generation failed ({type(error).__name__}); the log has the details")
+    failed.__cause__ = error
+    return failed
+
+
 def _model_info(config: EngineConfig, assembly: Assembly, runner: ModelRunner) -> ModelInfo:
-    layers, wanted = assembly.loaded.layers, config.max_model_len
-    if wanted is not None and wanted > runner.context:
-        raise ConfigError(
-            f"max_model_len {wanted}: the model's context is {runner.context}; give at most that"
-        )
+    layers = assembly.loaded.layers
     return ModelInfo(
         name=config.name,
         architecture=type(assembly.loaded.model).__name__,
@@ -241,7 +262,7 @@ def _model_info(config: EngineConfig, assembly: Assembly, runner: ModelRunner) -
         dense_bytes=assembly.loaded.dense_bytes,
         expert_bytes=max(layer.layout.weight_bytes for layer in layers),
         num_slots=assembly.num_slots,
-        max_model_len=wanted or runner.context,
+        max_model_len=check_context(config.max_model_len, runner.context),
         vocab_size=runner.vocab_size,
         is_encoder_decoder=runner.is_encoder_decoder,
     )

@@ -18,6 +18,7 @@ from pgmoe.errors import (
     EngineClosed,
     EngineOverloaded,
     ExpertReadError,
+    GenerationFailed,
     InvalidRequest,
     NonFiniteLogits,
     PromptTooLong,
@@ -31,7 +32,7 @@ SHORT = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
 
 
 def load(folder: Path, **options: Any) -> Engine:
-    return Engine(EngineConfig.parse({"model": str(folder), "num_readers": 2, **options}))
+    return Engine(EngineConfig.parse({"model": str(folder), "device": "cpu", "num_readers": 2, **options}))
 
 
 @pytest.fixture(scope="module")
@@ -244,4 +245,29 @@ def test_an_encoder_decoders_prompt_and_answer_have_a_context_each(tiny: TinyChe
     assert len(whole(run(engine)["a"]).token_ids) == 15  # and the start token
     with pytest.raises(PromptTooLong):
         add(engine, "b", prompt_token_ids=(9,) * 17)
+    engine.close()
+
+
+def test_an_unforeseen_error_is_logged_and_told_in_our_own_words(
+    tiny: TinyCheckpoints, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = load(tiny("mixtral"))
+    embedding = engine.loaded.model.get_input_embeddings()
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("/secret/path")
+
+    hook = embedding.register_forward_pre_hook(fail)
+    add(engine, "a")
+    (output,) = run(engine)["a"]
+    assert isinstance(output.error, GenerationFailed)
+    assert str(output.error) == "the generation failed (ZeroDivisionError); the log has the details"
+    assert isinstance(output.error.__cause__, ZeroDivisionError)
+    assert "request a failed" in caplog.text
+    assert "ZeroDivisionError: /secret/path" in caplog.text  # with the traceback
+    hook.remove()
+    caplog.clear()
+    add(engine, "b", timeout_s=1e-9)
+    assert isinstance(run(engine)["b"][0].error, DeadlineExceeded)
+    assert not caplog.records  # the client's own doing
     engine.close()
