@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from prometheus_client import Metric
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from deployments.chat_template import ChatMessage, ChatTemplate
-from deployments.pieces import join
 from deployments.sampling_defaults import SamplingDefaults
-from pgmoe.errors import EngineClosed, EngineOverloaded, ModelNotFound, PgmoeError
+from pgmoe.errors import EngineClosed, EngineOverloaded, ModelNotFound, PgmoeError, RequestCancelled
+from pgmoe.models.chat_template import ChatMessage, ChatTemplate
 from pgmoe.request import ModelInfo, Request, RequestOutput, SamplingParams
 
 METRICS_TIMEOUT_S = 5.0
 HEALTH_TIMEOUT_S = 5.0
+_UNAVAILABLE = (BackPressureError, DeploymentUnavailableError, RayActorError)
+_log = logging.getLogger("ray.serve")  # whose lines Serve keeps with the replica
 
 
 class EngineClient:
-    """Turns calls into requests, sends them to a replica and streams the answers; raises only our errors."""
+    """Turns calls into requests, sends them to a replica and streams the answers.
+
+    What Ray raises leaves as an error of ours, and an unforeseen one is logged first.
+    """
 
     def __init__(
         self,
@@ -73,7 +78,7 @@ class EngineClient:
         )
 
     async def stream(self, request: Request) -> AsyncGenerator[RequestOutput, None]:
-        """The pieces of the answer; closing the generator stops the generation."""
+        """The pieces of the answer; closing the generator stops the generation. Raises PgmoeError."""
         response = self._engine.options(stream=True).generate.remote(request)
         assert isinstance(response, DeploymentResponseGenerator)
         try:
@@ -81,13 +86,13 @@ class EngineClient:
                 if isinstance(piece, PgmoeError):
                     raise piece
                 yield piece
-        except BackPressureError as error:
-            raise EngineOverloaded("too many requests wait already; try again later") from error
-        except (DeploymentUnavailableError, RayActorError) as error:
-            raise EngineClosed("the engine replica went away; try again in some seconds") from error
-        except BaseException:
+        except _UNAVAILABLE as error:
+            raise _ours(error) from error
+        except BaseException as error:
             response.cancel()  # without it, a stream that its client leaves stays in memory
-            raise
+            if isinstance(error, PgmoeError) or not isinstance(error, Exception):
+                raise
+            raise _ours(error) from error
 
     async def started(self, request: Request) -> AsyncGenerator[RequestOutput, None]:
         """`stream`, but errors before the first piece are raised here, before any of it is sent."""
@@ -96,15 +101,15 @@ class EngineClient:
 
     async def whole(self, request: Request) -> RequestOutput:
         """The whole answer as one piece."""
-        return join([piece async for piece in self.stream(request)])
+        return RequestOutput.join([piece async for piece in self.stream(request)])
 
     async def info(self) -> ModelInfo:
-        """What the engine serves. Raises EngineClosed where no replica answers."""
+        """What the engine serves. Raises PgmoeError: EngineClosed where no replica answers."""
         if self._info is None:
             try:
                 self._info = await self._engine.info.remote()
-            except (DeploymentUnavailableError, RayActorError, BackPressureError) as error:
-                raise EngineClosed("no engine replica answers; try again in some seconds") from error
+            except Exception as error:  # mapped, whatever it is
+                raise _ours(error) from error
         return self._info
 
     async def check_health(self) -> None:
@@ -123,6 +128,22 @@ class EngineClient:
             return []
         except (TimeoutError, RayActorError) as error:
             raise EngineClosed("an engine replica does not answer; its metrics are missing") from error
+
+
+def _ours(error: Exception) -> PgmoeError:
+    """The error of our tree for what a call to a replica raised."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    match cause:
+        case PgmoeError():
+            return cause
+        case BackPressureError():
+            return EngineOverloaded("too many requests wait already; try again later")
+        case DeploymentUnavailableError() | RayActorError():
+            return EngineClosed("the engine replica went away or does not answer; try again in some seconds")
+        case TaskCancelledError():
+            return RequestCancelled("the request was cancelled on its way to the engine")
+    _log.error("a call to an engine replica failed", exc_info=error)
+    return PgmoeError(f"internal error ({type(cause).__name__}); the server's log has the details")
 
 
 async def _put_back(

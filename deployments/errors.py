@@ -14,6 +14,7 @@ from pgmoe.errors import (
     ModelNotFound,
     PgmoeError,
     PromptTooLong,
+    RequestCancelled,
 )
 
 OpenAIError = dict[str, dict[str, str | None]]
@@ -40,6 +41,7 @@ _TABLE: dict[type[BaseException], Fault] = {  # a subclass stands before its bas
     EngineOverloaded: Fault(503, _SERVER, "overloaded", StatusCode.RESOURCE_EXHAUSTED),
     DeadlineExceeded: Fault(504, _SERVER, "deadline_exceeded", StatusCode.DEADLINE_EXCEEDED),
     EngineClosed: Fault(503, _SERVER, "unavailable", StatusCode.UNAVAILABLE),
+    RequestCancelled: Fault(499, _SERVER, "cancelled", StatusCode.CANCELLED),
     BaseException: Fault(500, _SERVER, "internal_error", StatusCode.INTERNAL),
 }
 _FROM_GRPC: dict[StatusCode, type[PgmoeError]] = {
@@ -48,6 +50,7 @@ _FROM_GRPC: dict[StatusCode, type[PgmoeError]] = {
     StatusCode.RESOURCE_EXHAUSTED: EngineOverloaded,
     StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     StatusCode.UNAVAILABLE: EngineClosed,
+    StatusCode.CANCELLED: RequestCancelled,
 }
 
 

@@ -10,11 +10,11 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from ray.serve.grpc_util import RayServegRPCContext
 
 from deployments import grpc_messages
-from deployments.chat_template import ChatMessage
 from deployments.engine_client import EngineClient
 from deployments.errors import fault_of, message_of
 from deployments.protos.pgmoe.v1 import pgmoe_pb2 as pb
 from pgmoe.errors import InvalidRequest, ModelNotFound, PgmoeError
+from pgmoe.models.chat_template import ChatMessage
 from pgmoe.request import Request
 
 SERVICE = "pgmoe.v1.PgmoeService"

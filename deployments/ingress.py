@@ -10,12 +10,12 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from ray.serve.grpc_util import RayServegRPCContext
 from ray.serve.handle import DeploymentHandle
 
-from deployments.chat_template import ChatTemplate
 from deployments.engine_client import EngineClient
 from deployments.grpc_service import GrpcService, refuse_watch
 from deployments.openai_http import build_http
 from deployments.protos.pgmoe.v1 import pgmoe_pb2 as pb
 from deployments.sampling_defaults import load_defaults
+from pgmoe.models.chat_template import ChatTemplate
 from pgmoe.models.checkpoint import resolve_folder
 
 
@@ -23,7 +23,7 @@ class Ingress:
     """What Serve calls: for HTTP the FastAPI application, for gRPC the method of the RPC's own name."""
 
     def __init__(self, engine: DeploymentHandle[Any], model: str, name: str, timeout_s: float | None) -> None:
-        folder = resolve_folder(model)
+        folder = resolve_folder(model, weights=False)  # those are the engines' matter
         template, defaults = ChatTemplate.load(folder), load_defaults(folder)
         self._client = EngineClient(engine, name, template, defaults, timeout_s)
         self._grpc = GrpcService(self._client)

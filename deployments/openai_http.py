@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import AsyncGenerator
@@ -23,6 +24,8 @@ from deployments.openai_schema import ChatCompletionRequest, CompletionRequest, 
 from pgmoe.errors import EngineOverloaded, PgmoeError
 from pgmoe.request import Request as EngineRequest
 from pgmoe.request import RequestOutput
+
+_log = logging.getLogger("ray.serve")  # whose lines Serve keeps with the replica
 
 
 class OpenAIRoutes:
@@ -114,7 +117,9 @@ async def _events(
                 yield _event(style.chunk(piece))
                 if piece.usage is not None and include_usage:
                     yield _event(style.usage_chunk(piece.usage))
-        except PgmoeError as error:
+        except Exception as error:  # a stream that breaks off without [DONE] looks like a lost connection
+            if not isinstance(error, PgmoeError):
+                _log.error("a stream ended with an unforeseen error", exc_info=error)
             yield _event(openai_error(error))
     yield "data: [DONE]\n\n"
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from deployments.chat_template import ChatMessage
 from deployments.sampling_defaults import SamplingDefaults
 from pgmoe.errors import InvalidRequest
+from pgmoe.models.chat_template import ChatMessage
 from pgmoe.request import SamplingParams
 
 IGNORED = frozenset(

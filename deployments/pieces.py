@@ -3,23 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from pgmoe.request import RequestOutput
-
-
-def join(pieces: Sequence[RequestOutput]) -> RequestOutput:
-    """Consecutive pieces (one or more) of the same answer as one."""
-    if len(pieces) == 1:
-        return pieces[0]
-    return RequestOutput(
-        request_id=pieces[-1].request_id,
-        text="".join(piece.text for piece in pieces),
-        token_ids=tuple(token for piece in pieces for token in piece.token_ids),
-        logprobs=tuple(entry for piece in pieces for entry in piece.logprobs),
-        finish_reason=pieces[-1].finish_reason,
-        usage=pieces[-1].usage,
-    )
 
 
 async def coalesce(source: AsyncIterator[RequestOutput]) -> AsyncGenerator[RequestOutput, None]:
@@ -46,7 +32,7 @@ async def coalesce(source: AsyncIterator[RequestOutput]) -> AsyncGenerator[Reque
             news.clear()
             if ready:
                 pieces, ready[:] = ready[:], []
-                yield join(pieces)
+                yield RequestOutput.join(pieces)
         await reading
     finally:
         reading.cancel()

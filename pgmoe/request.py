@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -154,6 +154,19 @@ class RequestOutput:
         """Whether this is the last piece."""
         return self.finish_reason is not None
 
+    @classmethod
+    def join(cls, pieces: Sequence[RequestOutput]) -> RequestOutput:
+        """Consecutive pieces (one or more) of the same answer as one."""
+        last = pieces[-1]
+        return cls(
+            request_id=last.request_id,
+            text="".join(p.text for p in pieces),
+            token_ids=tuple(t for p in pieces for t in p.token_ids),
+            logprobs=tuple(t for p in pieces for t in p.logprobs),
+            finish_reason=last.finish_reason,
+            usage=last.usage,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
@@ -169,18 +182,10 @@ class Completion:
     @classmethod
     def join(cls, pieces: Iterable[RequestOutput]) -> Completion:
         """Put all pieces of one answer together, the finished one last."""
-        parts = list(pieces)
-        last = parts[-1]
-        assert last.finish_reason is not None
-        assert last.usage is not None
-        return cls(
-            request_id=last.request_id,
-            text="".join(p.text for p in parts),
-            token_ids=tuple(t for p in parts for t in p.token_ids),
-            logprobs=tuple(t for p in parts for t in p.logprobs),
-            finish_reason=last.finish_reason,
-            usage=last.usage,
-        )
+        whole = RequestOutput.join(list(pieces))
+        assert whole.finished
+        assert whole.usage is not None
+        return cls(**vars(whole))
 
 
 @dataclass(frozen=True, kw_only=True)

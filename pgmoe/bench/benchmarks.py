@@ -12,6 +12,7 @@ from pgmoe.bench.arms.peers import AccelerateArm, TransformersArm
 from pgmoe.bench.job import Job
 from pgmoe.bench.result import Pair
 from pgmoe.errors import ConfigError
+from pgmoe.models.chat_template import ChatMessage, ChatTemplate
 from pgmoe.models.checkpoint import Checkpoint
 from pgmoe.models.loader import read_plan
 from pgmoe.models.tokenizer import load_tokenizer
@@ -47,9 +48,8 @@ def default_model(folder: str, num_tokens: int) -> Benchmark:
     tokenizer = load_tokenizer(Checkpoint.open(folder).folder)
     if tokenizer is None:
         raise ConfigError(f"{folder} has no tokenizer; build the model with `pgmoe default-model`")
-    turns = [{"role": "user", "content": CHAT_PROMPT}]
-    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    ids: list[int] = tokenizer.encode(str(prompt), add_special_tokens=False)
+    prompt = ChatTemplate(tokenizer).render([ChatMessage("user", CHAT_PROMPT)])
+    ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
     return Benchmark(
         name="default-model",
         arms=(RESIDENT, QUARTER, EAGER, GROUPED, ACCELERATE, ACCELERATE_WARM),

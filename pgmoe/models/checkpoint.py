@@ -23,7 +23,8 @@ _DTYPES = {
     "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
     "BOOL": torch.bool,
 }  # fmt: skip
-_HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja", "*.txt"]
+_HUB_FILES = ["*.json", "tokenizer*", "*.model", "*.jinja", "*.txt"]
+_HUB_WEIGHTS = ["*.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -96,15 +97,20 @@ class Checkpoint:
         return cls(folder, config, tensors)
 
 
-def resolve_folder(model: str) -> Path:
-    """The local folder of a model: a path (`~` expanded), or a hub id, fetched into the hub's cache."""
+def resolve_folder(model: str, *, weights: bool = True) -> Path:
+    """The local folder of a model: a path (`~` expanded), or a hub id, fetched into the hub's cache.
+
+    Without `weights` only the small files come from the hub: configuration, tokenizer, chat template. Raises
+    CheckpointError.
+    """
     path = Path(model).expanduser()
     if path.is_dir():
         return path
     if path.is_absolute() or model.startswith(("~", ".")) or model.count("/") != 1:
         raise CheckpointError(f"{model}: no such folder")
     try:
-        return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
+        wanted = _HUB_FILES + _HUB_WEIGHTS if weights else _HUB_FILES
+        return Path(snapshot_download(model, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise CheckpointError(
             f"{model}: neither a local folder nor to be had from the hub ({type(error).__name__}: {error})"

@@ -15,6 +15,7 @@ from pgmoe.errors import (
     ModelNotFound,
     PgmoeError,
     PromptTooLong,
+    RequestCancelled,
 )
 
 OURS: list[tuple[PgmoeError, int, StatusCode]] = [
@@ -23,6 +24,7 @@ OURS: list[tuple[PgmoeError, int, StatusCode]] = [
     (ModelNotFound("m"), 404, StatusCode.NOT_FOUND),
     (EngineOverloaded("m", retry_after_s=7), 503, StatusCode.RESOURCE_EXHAUSTED),
     (DeadlineExceeded("m"), 504, StatusCode.DEADLINE_EXCEEDED),
+    (RequestCancelled("m"), 499, StatusCode.CANCELLED),
     (EngineClosed("m"), 503, StatusCode.UNAVAILABLE),
     (ExpertReadError("m"), 500, StatusCode.INTERNAL),
 ]

@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import pytest
 
-from deployments.pieces import coalesce, join
+from deployments.pieces import coalesce
 from pgmoe.request import RequestOutput, Usage
 
 
@@ -21,7 +21,7 @@ PIECES = [piece("a"), piece("b"), piece("c", last=True)]
 
 
 def test_joined_pieces_are_one_with_the_end_of_the_last() -> None:
-    whole = join(PIECES)
+    whole = RequestOutput.join(PIECES)
     assert (whole.text, whole.token_ids, whole.finish_reason) == ("abc", (97, 98, 99), "stop")
     assert whole.usage == PIECES[-1].usage
 
@@ -53,7 +53,7 @@ async def test_a_slow_reader_gets_what_has_come_since_as_one_piece() -> None:
         got.append(one)
         await asyncio.sleep(0.05)
     assert len(got) < len(PIECES)
-    assert join(got) == join(PIECES)
+    assert RequestOutput.join(got) == RequestOutput.join(PIECES)
 
 
 async def test_an_error_comes_after_what_was_ready_before_it() -> None:

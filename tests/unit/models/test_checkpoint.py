@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pgmoe.errors import CheckpointError, CorruptCheckpoint, UnsupportedModel
-from pgmoe.models.checkpoint import Checkpoint
+from pgmoe.models.checkpoint import Checkpoint, resolve_folder
 from pgmoe.models.loader import read_plan
 from tests.conftest import TinyCheckpoints
 from tests.support.damage import INDEX, WEIGHTS, cut, edit_config, edit_header, edit_index
@@ -81,6 +82,23 @@ def test_a_hub_id_that_cannot_be_had_is_named(tmp_path: Path, monkeypatch: pytes
         CheckpointError, match="nobody/nothing: neither a local folder nor to be had from the hub"
     ):
         Checkpoint.open("nobody/nothing")
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_weights_are_fetched_from_the_hub_only_by_who_needs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: bool
+) -> None:
+    patterns: list[str] = []
+
+    def download(_: str, *, allow_patterns: list[str]) -> str:
+        patterns.extend(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("pgmoe.models.checkpoint.snapshot_download", download)
+    assert resolve_folder("some/model", weights=weights) == tmp_path
+    files = ["config.json", "tokenizer.json", "chat_template.jinja", "model-00001-of-00002.safetensors"]
+    fetched = [any(fnmatch(file, pattern) for pattern in patterns) for file in files]
+    assert fetched == [True, True, True, weights]
 
 
 def test_a_folder_without_config_is_no_checkpoint(folder: Path) -> None:

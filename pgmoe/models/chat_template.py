@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jinja2 import TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pgmoe.errors import InvalidRequest
+from pgmoe.models.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,10 @@ class ChatTemplate:
     def load(cls, folder: Path) -> ChatTemplate:
         """Take the template from the tokenizer in a model folder; no code of the model is run.
 
-        A model without tokenizer is fine until someone chats with it.
+        A model without tokenizer is fine until someone chats with it; a broken one raises
+        CheckpointError.
         """
-        if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
-            return cls(None)
-        return cls(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+        return cls(load_tokenizer(folder))
 
     def render(self, messages: Sequence[ChatMessage]) -> str:
         """The prompt, up to where the answer begins; special tokens are in it.
@@ -46,14 +46,16 @@ class ChatTemplate:
             raise InvalidRequest("messages is empty; give at least one", "messages")
         if self._tokenizer is None or not self._tokenizer.chat_template:
             raise InvalidRequest(
-                "this model has no chat template; send a plain prompt to /v1/completions instead", "messages"
+                "this model has no chat template; send a plain prompt instead of messages", "messages"
             )
         turns = [asdict(message) for message in messages]
         try:
             text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise InvalidRequest(
-                f"the model's chat template refuses the messages: {error}", "messages"
-            ) from error
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+        ) as error:  # templates add and cut strings in Python's way
+            raise InvalidRequest(f"the chat template refuses the messages ({error})", "messages") from error
         assert isinstance(text, str)
         return text
