@@ -1,7 +1,8 @@
 """Is a Serve config file good? `python -m deployments.check_config config.yaml` says so in a second or two.
 
 `serve run` itself retries a build that fails for as long as it runs; this finds the same faults before it is
-started, and those of the checkpoint and the budget as well.
+started, and those of the checkpoint and the budgets as well. A GPU that is missing here is only a remark: the
+head of a cluster, where this may run, often has none.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from ray.serve.schema import ServeDeploySchema
 
 from deployments.app import ServeArgs, build
 from pgmoe.config import EngineConfig
-from pgmoe.engine.memory_plan import ExpertShape, plan_slots
+from pgmoe.engine.assembly import resolve_device, resolve_dtype
+from pgmoe.engine.free_memory import free_ram
+from pgmoe.engine.memory_plan import ExpertShape, plan_slots, wants_host_store
+from pgmoe.engine.runner import check_context, context_of
 from pgmoe.errors import ConfigError, PgmoeError
 from pgmoe.models.loader import read_plan
 from pgmoe.units import format_bytes
@@ -25,7 +29,7 @@ OURS = "deployments.app:build"
 
 
 def check(path: Path) -> list[str]:
-    """A line for each application of ours. Raises ConfigError or CheckpointError for the first fault."""
+    """A line or two for each application of ours. Raises ConfigError or CheckpointError for a fault."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         schema = ServeDeploySchema.model_validate(content)
@@ -38,20 +42,38 @@ def check(path: Path) -> list[str]:
         raise ConfigError(f"{path}: {_faults(error)}") from None
     if not arguments:
         raise ConfigError(f"{path}: no application has import_path {OURS!r}")
-    return [_check_application(args) for args in arguments]
+    return [line for args in arguments for line in _check_application(args)]
 
 
-def _check_application(args: ServeArgs) -> str:
+def _check_application(args: ServeArgs) -> list[str]:
     build(args)
     config = EngineConfig.parse(args.engine)
+    missing = _missing_device(config)
     plan = read_plan(config.model)
+    resolve_dtype(config.dtype, plan.layers)
+    check_context(config.max_model_len, context_of(plan.config))
     shape = ExpertShape.of(plan.layers, plan.dense_bytes)
     slots = plan_slots(config.device_memory, shape)
+    # Another machine's RAM cannot be told from here.
+    room = shape.expert_bytes if missing else free_ram()
+    wants_host_store(config.host_memory, shape, accelerator=config.device != "cpu", free_ram=room)
     total = shape.dense_bytes + shape.expert_bytes
-    return (
+    summary = (
         f"{config.name}: {plan.model_class.__name__}, {format_bytes(total)}; device_memory "
         f"{config.device_memory} holds {slots} of {shape.num_experts} experts"
     )
+    return [summary, *missing]
+
+
+def _missing_device(config: EngineConfig) -> list[str]:
+    """A remark if the replicas' device is not here. Raises ConfigError for one that no machine has."""
+    try:
+        resolve_device(config.device)
+    except ConfigError as error:
+        if config.device != "cuda":
+            raise
+        return [f"warning: {error}; fine if the replicas run on other machines"]
+    return []
 
 
 def _faults(error: ValidationError) -> str:

@@ -51,6 +51,31 @@ def test_a_missing_model_is_found_before_anything_starts(tmp_path: Path) -> None
         check(write(tmp_path, model=str(tmp_path / "nowhere")))
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"dtype": "bfloat16"}, "experts are stored as float32"),
+        ({"max_model_len": 10**7}, "model's context is"),
+        ({"host_memory": "4KiB"}, "does not hold all experts"),
+        ({"device": "gpu"}, "device 'gpu'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_the_model_or_this_machine_does_not_allow_is_found_before_anything_starts(
+    tmp_path: Path, model: Path, option: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(write(tmp_path, model=str(model), **option))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without CUDA")
+def test_a_gpu_that_is_missing_here_is_remarked_for_the_head_of_a_cluster_needs_none(
+    tmp_path: Path, model: Path
+) -> None:
+    _, remark = check(write(tmp_path, model=str(model), device="cuda"))
+    assert remark.startswith("warning: device 'cuda'")
+
+
 @pytest.mark.parametrize("text", ["applications: [", "applications: []", "something: else"])
 def test_a_file_that_is_no_serve_config_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
