@@ -10,12 +10,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deployments.client import PgmoeClient
-from deployments.pieces import join
 from deployments.protos.pgmoe.v1 import pgmoe_pb2 as pb
 from deployments.protos.pgmoe.v1.pgmoe_pb2_grpc import PgmoeServiceStub
 from pgmoe.engine.llm import LLM
 from pgmoe.errors import DeadlineExceeded, EngineClosed, InvalidRequest
-from pgmoe.request import SamplingParams
+from pgmoe.request import RequestOutput, SamplingParams
 from tests.serve.running_server import CONTEXT, DEFAULTS, MODEL, Server
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, logprobs=2)
@@ -50,7 +49,7 @@ def test_a_whole_answer_is_the_models_own(client: PgmoeClient, offline: LLM) -> 
 def test_a_stream_is_the_whole_answer_in_pieces(client: PgmoeClient) -> None:
     whole = client.generate(PROMPT, params=GREEDY)
     *pieces, last = client.stream(PROMPT, params=GREEDY)
-    joined = join([*pieces, last])
+    joined = RequestOutput.join([*pieces, last])
     assert (joined.text, joined.token_ids, joined.logprobs) == (whole.text, whole.token_ids, whole.logprobs)
     assert len(pieces) > 5
     assert all(piece.usage is None and not piece.finished for piece in pieces)
@@ -105,8 +104,9 @@ def test_a_message_out_of_range_is_an_invalid_argument(
 
 def test_bytes_that_are_no_message_do_not_stop_the_server(channel: grpc.Channel, client: PgmoeClient) -> None:
     call = channel.unary_unary("/pgmoe.v1.PgmoeService/Generate")
-    with pytest.raises(grpc.RpcError):
+    with pytest.raises(grpc.RpcError) as caught:
         call(b"\xff\xff\xff\xff")
+    assert caught.value.code() is grpc.StatusCode.UNKNOWN  # Serve parses messages before we see them
     assert client.model_info().name == MODEL
 
 
