@@ -40,7 +40,9 @@ def _histogram(name: str, help: str, buckets: tuple[float, ...] = LATENCY_BUCKET
 
 REQUESTS_RUNNING = _gauge("num_requests_running", "Requests that hold a KV cache now.")
 REQUESTS_WAITING = _gauge("num_requests_waiting", "Requests that wait for their first step.")
-REQUESTS_FINISHED = _counter("request_success", "Requests ended, by reason.", "finished_reason")
+REQUESTS_FINISHED = _counter(
+    "request_success", "Requests ended, failed ones too, by reason.", "finished_reason"
+)
 PROMPT_TOKENS = _counter("prompt_tokens", "Prompt tokens computed.")
 GENERATION_TOKENS = _counter("generation_tokens", "Tokens generated.")
 TIME_TO_FIRST_TOKEN = _histogram("time_to_first_token_seconds", "From submission to the first token.")
