@@ -25,6 +25,8 @@ OUT = HERE / "rayservice.yaml"
 RAY_VERSION = "2.60.0"
 IMAGE = "pgmoe:0.1.0"
 MODELS = "/models"
+# A share suits any model on the volume and any GPU that holds it; config.yaml's bytes are those of a laptop.
+DEVICE_MEMORY = "50%"
 INDENT = " " * 4
 
 
@@ -41,7 +43,11 @@ def in_cluster(config: Mapping[str, Any]) -> dict[str, Any]:
     changed["http_options"]["host"] = "0.0.0.0"
     (application,) = changed["applications"]
     args = application["args"]
-    args["engine"] |= {"model": f"{MODELS}/{Path(args['engine']['model']).name}", "device": "cuda"}
+    args["engine"] |= {
+        "model": f"{MODELS}/{Path(args['engine']['model']).name}",
+        "device": "cuda",
+        "device_memory": DEVICE_MEMORY,
+    }
     args["ingress_replicas"] = max(2, args.get("ingress_replicas", 0))
     deployments = {options["name"]: options for options in application.get("deployments", ())}
     ingress = {"name": "Ingress"} | deployments.get("Ingress", {})

@@ -93,6 +93,7 @@ def test_only_what_a_cluster_needs_differs_from_config_yaml() -> None:
         ".proxy_location",
         f"{args}.engine.model",
         f"{args}.engine.device",
+        f"{args}.engine.device_memory",
         f"{args}.ingress_replicas",
         f"{application}.deployments",
     }
