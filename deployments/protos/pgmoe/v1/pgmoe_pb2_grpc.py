@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class PgmoeServiceStub:
-    """Errors carry a status code and a sentence with the value, the limit and the way out: INVALID_ARGUMENT (the
-    request's own mistake), NOT_FOUND (model), RESOURCE_EXHAUSTED (too many wait; try again), DEADLINE_EXCEEDED,
+    """Errors carry a status code and a sentence that says which value was wrong, what is allowed and what to do
+    instead: INVALID_ARGUMENT (the request's own mistake), NOT_FOUND (model), RESOURCE_EXHAUSTED (too many wait; try again), DEADLINE_EXCEEDED,
     CANCELLED, UNAVAILABLE (no engine at the moment) and INTERNAL. A call that is cancelled, whose deadline
     passes or whose channel closes stops the generation.
     """
@@ -56,8 +56,8 @@ class PgmoeServiceStub:
 
 
 class PgmoeServiceServicer:
-    """Errors carry a status code and a sentence with the value, the limit and the way out: INVALID_ARGUMENT (the
-    request's own mistake), NOT_FOUND (model), RESOURCE_EXHAUSTED (too many wait; try again), DEADLINE_EXCEEDED,
+    """Errors carry a status code and a sentence that says which value was wrong, what is allowed and what to do
+    instead: INVALID_ARGUMENT (the request's own mistake), NOT_FOUND (model), RESOURCE_EXHAUSTED (too many wait; try again), DEADLINE_EXCEEDED,
     CANCELLED, UNAVAILABLE (no engine at the moment) and INTERNAL. A call that is cancelled, whose deadline
     passes or whose channel closes stops the generation.
     """
@@ -110,8 +110,8 @@ def add_PgmoeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PgmoeService:
-    """Errors carry a status code and a sentence with the value, the limit and the way out: INVALID_ARGUMENT (the
-    request's own mistake), NOT_FOUND (model), RESOURCE_EXHAUSTED (too many wait; try again), DEADLINE_EXCEEDED,
+    """Errors carry a status code and a sentence that says which value was wrong, what is allowed and what to do
+    instead: INVALID_ARGUMENT (the request's own mistake), NOT_FOUND (model), RESOURCE_EXHAUSTED (too many wait; try again), DEADLINE_EXCEEDED,
     CANCELLED, UNAVAILABLE (no engine at the moment) and INTERNAL. A call that is cancelled, whose deadline
     passes or whose channel closes stops the generation.
     """
