@@ -6,19 +6,21 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pgmoe.cli.console import bytes_bar
 from pgmoe.cli.options import DeviceMemory, HostMemory, Json, Model
-from pgmoe.errors import InvalidRequest
+from pgmoe.errors import InvalidRequest, PromptTooLong
 from pgmoe.units import format_bytes
 
 if TYPE_CHECKING:
     from pgmoe.engine.llm import LLM
-    from pgmoe.request import Completion, RequestOutput
+    from pgmoe.request import Completion, RequestOutput, SamplingParams
+
+DEFAULT_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ def generate(
     device_memory: DeviceMemory = "100%",
     host_memory: HostMemory = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens to generate.")] = 256,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens to generate; 256, or what fits, if not given.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option()] = 1.0,
     top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
@@ -69,13 +73,24 @@ def generate(
         )
     with llm:
         load_s = time.perf_counter() - begin
-        is_chat = not raw and llm.tokenizer is not None and bool(llm.tokenizer.chat_template)
-        pieces = llm.stream(_as_chat(llm, text) if is_chat else text, params, add_special_tokens=not is_chat)
-        answer, speed = _follow(pieces, load_s, echo=not as_json)
+        answer, speed = _follow(_stream(llm, text, params, raw=raw), load_s, echo=not as_json)
     if as_json:
         typer.echo(json.dumps({**asdict(answer), **asdict(speed)}))
     else:
         typer.echo(_summary(answer, speed), err=True)
+
+
+def _stream(llm: LLM, text: str, params: SamplingParams, *, raw: bool) -> Iterator[RequestOutput]:
+    """The answer, of at most DEFAULT_TOKENS tokens or what fits in the context where no number is given."""
+    is_chat = not raw and llm.tokenizer is not None and bool(llm.tokenizer.chat_template)
+    prompt = _as_chat(llm, text) if is_chat else text
+    if params.max_tokens is None:
+        try:
+            some = replace(params, max_tokens=DEFAULT_TOKENS)
+            return llm.stream(prompt, some, add_special_tokens=not is_chat)
+        except PromptTooLong:
+            pass  # for so many tokens at least
+    return llm.stream(prompt, params, add_special_tokens=not is_chat)
 
 
 def _read_stdin() -> str:
@@ -87,18 +102,12 @@ def _read_stdin() -> str:
 
 def _as_chat(llm: LLM, text: str) -> str:
     """The prompt as the first turn of a chat; the template writes the special tokens, too."""
-    from jinja2 import TemplateError
+    from pgmoe.models.chat_template import ChatMessage, ChatTemplate
 
-    turns = [{"role": "user", "content": text}]
-    assert llm.tokenizer is not None
     try:
-        rendered = llm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-        raise InvalidRequest(
-            f"the chat template refuses the prompt ({error}); try --raw", "prompt"
-        ) from error
-    assert isinstance(rendered, str)
-    return rendered
+        return ChatTemplate(llm.tokenizer).render([ChatMessage("user", text)])
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{error}; try --raw", "prompt") from error
 
 
 def _follow(stream: Iterator[RequestOutput], load_s: float, *, echo: bool) -> tuple[Completion, Speed]:

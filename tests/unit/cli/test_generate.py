@@ -40,7 +40,7 @@ def generate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
     def run(model: Path | str, *options: str, stdin: bytes = b"") -> Ended:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        monkeypatch.setattr(sys, "argv", ["pgmoe", "generate", str(model), *options])
+        monkeypatch.setattr(sys, "argv", ["pgmoe", "generate", str(model), "--device", "cpu", *options])
         with pytest.raises(SystemExit) as ended:
             main()
         return Ended(ended.value.code, *capsys.readouterr())
@@ -51,7 +51,7 @@ def generate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 @pytest.fixture(scope="module")
 def expected(tiny_chat: Path) -> dict[str, str]:
     """The answers to a chat and to the bare text."""
-    with LLM(tiny_chat) as llm:
+    with LLM(tiny_chat, device="cpu") as llm:
         (chat,) = llm.generate(CHAT, GREEDY, add_special_tokens=False)
         (raw,) = llm.generate(MOON, GREEDY)
     return {"chat": chat.text, "raw": raw.text}
@@ -82,7 +82,7 @@ def test_json_is_one_object_with_answer_cost_and_speed(
     ended = generate(tiny_chat, "--json", "--prompt", MOON, "--max-tokens", "8")
     result = json.loads(ended.stdout)
     assert (result["text"], result["finish_reason"]) == (expected["chat"], "length")
-    with LLM(tiny_chat) as llm:
+    with LLM(tiny_chat, device="cpu") as llm:
         assert llm.tokenizer is not None
         num_prompt_tokens = len(llm.tokenizer.encode(CHAT, add_special_tokens=False))
     assert result["usage"]["prompt_tokens"] == num_prompt_tokens  # the bos token once
@@ -143,6 +143,22 @@ def test_a_wrong_call_is_explained_with_status_2(
     ended = generate(tiny_chat, *options)
     assert ended.status == 2
     assert "Usage" in ended.stderr
+
+
+@pytest.mark.parametrize("raw", [[], ["--raw"]])
+def test_without_a_number_of_tokens_the_answer_is_what_fits(
+    generate: Generate, tiny_chat: Path, raw: list[str]
+) -> None:
+    prompt = "moon " * 200
+    with LLM(tiny_chat, device="cpu") as llm:
+        limit = llm.info.max_model_len
+    ended = generate(tiny_chat, *raw, "--json", "--prompt", prompt)
+    assert ended.status == 0, ended.stderr
+    usage = json.loads(ended.stdout)["usage"]
+    assert limit - 256 < usage["prompt_tokens"] < limit
+    assert usage["prompt_tokens"] + usage["completion_tokens"] <= limit
+    short = json.loads(generate(tiny_chat, *raw, "--json", "--prompt", MOON).stdout)
+    assert short["usage"]["completion_tokens"] <= 256
 
 
 def test_a_model_without_tokenizer_is_refused(generate: Generate, tiny: TinyCheckpoints) -> None:
