@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ pytestmark = [
 FAMILIES = ("olmoe", "mixtral", "gpt_oss", "deepseek_v3", "switch_transformers")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PROMPTS = Prompts.random(seed=30)
+on_device = partial(run, device="auto")
 STORES = {"host_to_device": "100%", "disk_to_device": "0"}
 
 
@@ -22,7 +25,7 @@ STORES = {"host_to_device": "100%", "disk_to_device": "0"}
 def resident(tiny: TinyCheckpoints) -> dict[tuple[str, torch.dtype], Run]:
     """With every expert in device memory, each model once."""
     return {
-        (family, dtype): run(tiny(family, dtype), PROMPTS, device_memory="100%", host_memory="0")
+        (family, dtype): on_device(tiny(family, dtype), PROMPTS, device_memory="100%", host_memory="0")
         for family in FAMILIES
         for dtype in DTYPES
     }
@@ -42,7 +45,7 @@ def test_a_smaller_budget_changes_no_bit_on_the_accelerator(
 ) -> None:
     folder = tiny(family, dtype)
     memory = smallest_budget(folder) if budget == "smallest" else budget
-    found = run(folder, PROMPTS, device_memory=memory, host_memory=STORES[link])
+    found = on_device(folder, PROMPTS, device_memory=memory, host_memory=STORES[link])
     assert found.logits_one.device.type != "cpu"
     assert set(found.stats.transfer_bytes) == {link}
     assert found.num_slots < resident[family, dtype].num_slots
@@ -53,9 +56,9 @@ def test_a_smaller_budget_changes_no_bit_on_the_accelerator(
 def test_copies_and_compute_may_overlap_a_hundred_times(tiny: TinyCheckpoints, link: str) -> None:
     """A slot given on while kernels still read it, or used before its bytes came, would show here."""
     folder = tiny("olmoe", torch.bfloat16)
-    whole = run(folder, PROMPTS, num_tokens=100, device_memory="100%", host_memory="0")
+    whole = on_device(folder, PROMPTS, num_tokens=100, device_memory="100%", host_memory="0")
     memory = smallest_budget(folder)
-    found = run(folder, PROMPTS, num_tokens=100, device_memory=memory, host_memory=STORES[link])
+    found = on_device(folder, PROMPTS, num_tokens=100, device_memory=memory, host_memory=STORES[link])
     assert found.stats.num_misses > 100
     found.same_as(whole)
 
@@ -63,7 +66,7 @@ def test_copies_and_compute_may_overlap_a_hundred_times(tiny: TinyCheckpoints, l
 @pytest.mark.parametrize("family", ["olmoe", "gpt_oss"])
 def test_the_accelerator_computes_what_the_cpu_does(tiny: TinyCheckpoints, family: str) -> None:
     folder = tiny(family, torch.float32)
-    here = run(folder, PROMPTS, device_memory="30%")
+    here = on_device(folder, PROMPTS, device_memory="30%")
     there = run(folder, PROMPTS, device_memory="30%", device="cpu")
     torch.testing.assert_close(here.logits_one.cpu(), there.logits_one, rtol=1e-3, atol=1e-3)
 
@@ -75,7 +78,7 @@ def test_fewer_slots_take_that_much_less_device_memory(tiny: TinyCheckpoints) ->
     for budget in ("100%", "25%"):
         backend.empty_cache()
         backend.reset_peak_memory_stats()
-        slots.append(run(folder, PROMPTS, device_memory=budget).num_slots)
+        slots.append(on_device(folder, PROMPTS, device_memory=budget).num_slots)
         peaks.append(backend.max_memory_allocated())
     expert_bytes = 3 * 48 * 64 * 2
     assert peaks[0] - peaks[1] >= (slots[0] - slots[1]) * expert_bytes

@@ -131,7 +131,10 @@ def test_an_encoder_decoder_answers_prompts_of_any_length_the_same_with_few_slot
     folder = tiny(family, torch.float32)
     prompts = [PROMPTS.one, PROMPTS.two[0], PROMPTS.one[:1]]
     params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True, logprobs=3)
-    with LLM(str(folder)) as resident, LLM(str(folder), device_memory=smallest_budget(folder)) as offloaded:
+    with (
+        LLM(str(folder), device="cpu") as resident,
+        LLM(str(folder), device="cpu", device_memory=smallest_budget(folder)) as offloaded,
+    ):
         expected = resident.generate(prompts, params)
         found = offloaded.generate(prompts, params)
     assert [c.logprobs for c in found] == [c.logprobs for c in expected]
@@ -177,7 +180,7 @@ def test_after_a_failed_read_the_next_answer_is_right(tiny: TinyCheckpoints, tmp
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True, logprobs=3)
-    with LLM(str(folder), device_memory="10%") as llm:
+    with LLM(str(folder), device="cpu", device_memory="10%") as llm:
         (expected,) = llm.generate([PROMPTS.one], params)
         os.truncate(weights, len(whole) // 3)
         with pytest.raises(ExpertReadError, match=r"model\.safetensors"):

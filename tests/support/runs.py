@@ -58,8 +58,10 @@ class Run:
 
 
 def run(folder: Path, prompts: Prompts, num_tokens: int = 6, **options: object) -> Run:
-    """Load `folder` with these engine options, compute both prompts' logits and a greedy answer."""
-    engine = Engine(EngineConfig.parse({"model": str(folder), **options}))
+    """Load `folder` with these engine options (on the CPU unless they say otherwise), compute both prompts'
+    logits and a greedy answer.
+    """
+    engine = Engine(EngineConfig.parse({"model": str(folder), "device": "cpu", **options}))
     try:
         model = engine.loaded.model
         one, two = all_logits(model, [prompts.one]), all_logits(model, prompts.two)

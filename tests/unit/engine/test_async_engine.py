@@ -30,7 +30,7 @@ LONG = SamplingParams(max_tokens=450, temperature=0, ignore_eos=True)
 
 
 def load(folder: Path, **options: Any) -> Engine:
-    return Engine(EngineConfig.parse({"model": str(folder), "num_readers": 2, **options}))
+    return Engine(EngineConfig.parse({"model": str(folder), "device": "cpu", "num_readers": 2, **options}))
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +256,7 @@ class FailingEngine(Engine):
 async def test_an_engine_that_fails_tells_everybody_and_is_not_well(
     tiny_chat: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = AsyncEngine(FailingEngine(EngineConfig(model=str(tiny_chat))))
+    engine = AsyncEngine(FailingEngine(EngineConfig(model=str(tiny_chat), device="cpu")))
     streams = [answer(engine, request(f"r{n}", LONG)) for n in range(2)]
     outcomes = await asyncio.wait_for(asyncio.gather(*streams, return_exceptions=True), timeout=20)
     assert [str(o) for o in outcomes] == ["the engine has failed: MemoryError('nothing left')"] * 2
@@ -279,7 +279,7 @@ class LateEngine(Engine):
 
 
 async def test_a_piece_that_comes_before_its_reader_is_not_lost(tiny_chat: Path) -> None:
-    engine = AsyncEngine(LateEngine(EngineConfig(model=str(tiny_chat))))
+    engine = AsyncEngine(LateEngine(EngineConfig(model=str(tiny_chat), device="cpu")))
     busy = await begun(engine, request("busy", LONG))
     one = SamplingParams(max_tokens=1, temperature=0)
     assert len((await asyncio.wait_for(answer(engine, request("one", one)), timeout=20)).token_ids) == 1

@@ -16,7 +16,7 @@ GREEDY = SamplingParams(max_tokens=16, temperature=0)
 
 @pytest.fixture(scope="module")
 def llm(tiny_chat: Path) -> Iterator[LLM]:
-    with LLM(tiny_chat) as llm:
+    with LLM(tiny_chat, device="cpu") as llm:
         yield llm
 
 
@@ -44,7 +44,7 @@ def test_a_bad_prompt_is_refused_before_anything_is_computed(llm: LLM, prompt: A
 
 
 def test_without_a_tokenizer_ids_are_answered_and_text_is_refused(tiny: TinyCheckpoints) -> None:
-    with LLM(tiny("mixtral")) as llm:
+    with LLM(tiny("mixtral"), device="cpu") as llm:
         (answer,) = llm.generate([5, 6, 7], GREEDY)
         assert (answer.text, len(answer.token_ids)) == ("", 16)
         with pytest.raises(InvalidRequest, match="has no tokenizer; send prompt_token_ids"):

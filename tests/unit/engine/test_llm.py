@@ -25,7 +25,7 @@ PROMPTS = [MOON, "B", "To bake bread, mix flour", "naïve 日本語 🙂"] + [
 @pytest.fixture(scope="module")
 def llm(tiny_chat: Path) -> Iterator[LLM]:
     """Three places and a queue of two: fewer than PROMPTS. Half of the experts fit."""
-    with LLM(tiny_chat, device_memory="50%", max_running=3, max_waiting=2) as llm:
+    with LLM(tiny_chat, device="cpu", device_memory="50%", max_running=3, max_waiting=2) as llm:
         yield llm
         assert (llm.stats.num_running, llm.stats.num_waiting) == (0, 0)
 
@@ -118,7 +118,7 @@ def test_an_answer_ends_with_the_end_of_sequence_token_unless_told_to_go_on(
     eos = free.token_ids[5]
     assert eos not in free.token_ids[:5]
     folder = reconfigured(tiny_chat, tmp_path / "eos", eos_token_id=[2, eos] if as_list else eos)
-    with LLM(folder) as other:
+    with LLM(folder, device="cpu") as other:
         (ended,) = other.generate(MOON, GREEDY)
         (went_on,) = other.generate(MOON, SamplingParams(max_tokens=16, temperature=0, ignore_eos=True))
         (last,) = other.generate(MOON, SamplingParams(max_tokens=6, temperature=0))
@@ -131,7 +131,7 @@ def test_an_answer_ends_with_the_end_of_sequence_token_unless_told_to_go_on(
 
 
 def test_an_answer_has_max_tokens_or_goes_to_the_end_of_the_context(tiny_chat: Path) -> None:
-    with LLM(tiny_chat, max_model_len=40) as llm:
+    with LLM(tiny_chat, device="cpu", max_model_len=40) as llm:
         (one,) = llm.generate(MOON, SamplingParams(max_tokens=1))
         assert (len(one.token_ids), one.finish_reason) == (1, "length")
         (rest,) = llm.generate(MOON, SamplingParams(ignore_eos=True))
@@ -148,12 +148,12 @@ def test_an_answer_has_max_tokens_or_goes_to_the_end_of_the_context(tiny_chat: P
 
 def test_a_context_beyond_the_models_own_is_refused(tiny_chat: Path) -> None:
     with pytest.raises(ConfigError, match="max_model_len 513: the model's context is 512"):
-        LLM(tiny_chat, max_model_len=513)
+        LLM(tiny_chat, device="cpu", max_model_len=513)
 
 
 def test_an_unknown_option_is_refused_by_name(tiny_chat: Path) -> None:
     with pytest.raises(ConfigError, match="device_memroy"):
-        LLM(tiny_chat, device_memroy="50%")
+        LLM(tiny_chat, device="cpu", device_memroy="50%")
 
 
 def test_log_probabilities_are_the_models_own(llm: LLM, tiny_chat: Path) -> None:
@@ -230,7 +230,7 @@ def test_open_streams_and_generate_take_turns(llm: LLM) -> None:
 
 
 def test_one_stream_too_many_is_refused_and_the_others_go_on(tiny_chat: Path) -> None:
-    with LLM(tiny_chat, max_running=2, max_waiting=0) as llm:
+    with LLM(tiny_chat, device="cpu", max_running=2, max_waiting=0) as llm:
         first, second, third = (llm.stream(p, GREEDY) for p in PROMPTS[:3])
         begun = [next(first), next(second)]
         with pytest.raises(EngineOverloaded):
@@ -250,13 +250,13 @@ def test_an_answer_that_nobody_took_in_time_is_still_there(llm: LLM) -> None:
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_a_prompt_in_chunks_gives_the_same_greedy_tokens(llm: LLM, tiny_chat: Path, chunk: int) -> None:
     # In fp32 on this model; sums over chunks of another length are rounded otherwise, so not to the bit.
-    with LLM(tiny_chat, device_memory="50%", prefill_chunk=chunk) as chunked:
+    with LLM(tiny_chat, device="cpu", device_memory="50%", prefill_chunk=chunk) as chunked:
         answers = chunked.generate(PROMPTS[:6], GREEDY)
     assert [a.token_ids for a in answers] == [a.token_ids for a in llm.generate(PROMPTS[:6], GREEDY)]
 
 
 def test_after_close_nothing_is_answered_and_open_streams_end(tiny_chat: Path) -> None:
-    with LLM(tiny_chat) as llm:
+    with LLM(tiny_chat, device="cpu") as llm:
         stream = llm.stream(MOON, GREEDY)
         next(stream)
     with pytest.raises(EngineClosed):

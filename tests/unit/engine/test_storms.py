@@ -29,7 +29,7 @@ def params(num_tokens: int) -> SamplingParams:
 @pytest.fixture(scope="module")
 def expected(tiny_chat: Path) -> dict[str, tuple[int, ...]]:
     """The first 12 tokens that follow each prompt."""
-    with LLM(tiny_chat) as llm:
+    with LLM(tiny_chat, device="cpu") as llm:
         return {p: a.token_ids for p, a in zip(PROMPTS, llm.generate(PROMPTS, params(12)), strict=True)}
 
 
@@ -78,7 +78,7 @@ class Client:
 async def test_any_clients_leave_an_engine_empty_and_well(
     tiny_chat: Path, expected: dict[str, tuple[int, ...]], seed: int
 ) -> None:
-    engine = AsyncEngine(Engine(EngineConfig.parse({"model": str(tiny_chat), **OPTIONS})))
+    engine = AsyncEngine(Engine(EngineConfig.parse({"model": str(tiny_chat), "device": "cpu", **OPTIONS})))
     chance, seen = random.Random(seed), Counter[str]()
     clients = [Client(engine, chance, f"r{n}", seen) for n in range(60)]
     await asyncio.gather(*(client.live(expected) for client in clients))
@@ -100,7 +100,7 @@ async def test_any_clients_leave_an_engine_empty_and_well(
 
 
 def test_requests_added_and_aborted_by_many_threads_are_all_accounted_for(tiny_chat: Path) -> None:
-    engine = Engine(EngineConfig.parse({"model": str(tiny_chat), **OPTIONS}))
+    engine = Engine(EngineConfig.parse({"model": str(tiny_chat), "device": "cpu", **OPTIONS}))
     added, refused = Counter[str](), Counter[str]()
 
     def storm(name: str) -> None:
@@ -140,7 +140,7 @@ def test_requests_added_and_aborted_by_many_threads_are_all_accounted_for(tiny_c
 
 @pytest.fixture(scope="module")
 def llm(tiny_chat: Path) -> Iterator[LLM]:
-    with LLM(tiny_chat, **OPTIONS) as llm:
+    with LLM(tiny_chat, device="cpu", **OPTIONS) as llm:
         yield llm
 
 
