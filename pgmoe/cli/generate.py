@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pgmoe.cli.console import bytes_bar
-from pgmoe.cli.options import DeviceMemory, HostMemory, Json, Model
+from pgmoe.cli.options import Device, DeviceMemory, HostMemory, Json, MaxTokens, Model
 from pgmoe.errors import InvalidRequest, PromptTooLong
 from pgmoe.units import format_bytes
 
@@ -38,10 +38,8 @@ def generate(
     prompt: Annotated[str, typer.Option(help="What to answer or go on from; - reads standard input.")],
     device_memory: DeviceMemory = "100%",
     host_memory: HostMemory = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens to generate; 256, or what fits, if not given.")
-    ] = None,
+    device: Device = "auto",
+    max_tokens: MaxTokens = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option()] = 1.0,
     top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
@@ -74,10 +72,8 @@ def generate(
     with llm:
         load_s = time.perf_counter() - begin
         answer, speed = _follow(_stream(llm, text, params, raw=raw), load_s, echo=not as_json)
-    if as_json:
-        typer.echo(json.dumps({**asdict(answer), **asdict(speed)}))
-    else:
-        typer.echo(_summary(answer, speed), err=True)
+    figures = json.dumps({**asdict(answer), **asdict(speed)}) if as_json else _summary(answer, speed)
+    typer.echo(figures, err=not as_json)
 
 
 def _stream(llm: LLM, text: str, params: SamplingParams, *, raw: bool) -> Iterator[RequestOutput]:

@@ -14,4 +14,8 @@ DeviceMemory = Annotated[
 HostMemory = Annotated[
     str, typer.Option(help="RAM for a copy of the experts: auto, 0 (read them from disk) or bytes.")
 ]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=1, help="Most tokens to generate; 256, or what fits, if not given.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from pgmoe.cli.options import DeviceMemory, HostMemory, Json, Model
+from pgmoe.cli.options import Device, DeviceMemory, HostMemory, Json, Model
 
 if TYPE_CHECKING:
     from pgmoe.selftest import SelfTestReport
@@ -21,7 +21,7 @@ def selftest(
     device_memory: DeviceMemory = "50%",
     host_memory: HostMemory = "auto",
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate and compare.")] = 16,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Recompute every MoE layer of an offloaded run from plainly read weights and compare to the bit.
