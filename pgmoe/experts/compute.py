@@ -49,13 +49,12 @@ class PooledExperts:
         chosen = sorted((e, k) for k, e in enumerate(ids_K.tolist()) if e < self._layer.num_experts)
         if not chosen:
             return out_1D
-        x = hidden[0] if reads_fastest_alone(hidden, self._layer.ffn) else hidden
         outputs: dict[int, Tensor] = {}
         with self._pool.lease(self._index, [e for e, _ in chosen]) as experts:
             for expert in experts:
-                outputs[expert.index] = apply_ffn(self._layer.ffn, expert.weights, x)
+                outputs[expert.index] = apply_ffn(self._layer.ffn, expert.weights, hidden)
         assert len(outputs) == len(chosen), (outputs.keys(), chosen)
-        y_KD = torch.stack([outputs[e] for e, _ in chosen]).view(len(chosen), -1)
+        y_KD = torch.cat([outputs[e] for e, _ in chosen])
         order = torch.tensor([k for _, k in chosen], device=weights_K.device)
         for y_D in (y_KD * weights_K[order, None]).to(hidden.dtype).unbind():
             out_1D += y_D
@@ -76,32 +75,22 @@ def group_by_expert(top_k_index: Tensor, num_experts: int) -> tuple[dict[int, Te
     return {e: p // top_k_index.shape[1] for e, p in places.items()}, places
 
 
-def apply_ffn(ffn: ExpertFFN, weights: Weights, x: Tensor) -> Tensor:
-    """One expert on its tokens: (T, D) -> (T, D), or (D,) -> (D,). See ExpertFFN for the formula.
-
-    A single row gives the same bits in either form.
-    """
-    if x.dim() == 2 and reads_fastest_alone(x, ffn):
-        return apply_ffn(ffn, weights, x[0])[None]
-    h = ffn.activation(_project(x, weights["up"], weights.get("up_bias"), ffn.transposed))
-    y = _project(h, weights["down"], weights.get("down_bias"), ffn.transposed)
+def apply_ffn(ffn: ExpertFFN, weights: Weights, x_TD: Tensor) -> Tensor:
+    """One expert on its tokens: (T, D) -> (T, D). See ExpertFFN for the formula."""
+    h_TI = ffn.activation(_project(x_TD, weights["up"], weights.get("up_bias"), ffn.transposed))
+    y_TD = _project(h_TI, weights["down"], weights.get("down_bias"), ffn.transposed)
     if ffn.post_norm is not None:
-        y = ffn.post_norm(y)
-    return y if ffn.output_scale == 1.0 else y * ffn.output_scale
-
-
-def reads_fastest_alone(x_TD: Tensor, ffn: ExpertFFN) -> bool:
-    """Whether these tokens are one row that is best computed as a vector.
-
-    Reading the weights is all that a single row costs on a CPU, and `mv` reads them fastest.
-    """
-    return x_TD.shape[0] == 1 and not ffn.transposed and x_TD.device.type == "cpu"
+        y_TD = ffn.post_norm(y_TD)
+    return y_TD if ffn.output_scale == 1.0 else y_TD * ffn.output_scale
 
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
-    """x (T, a) or (a,) times weight (b, a), or (a, b) where transposed, plus bias (b)."""
-    if transposed:
-        y = x @ weight
+    """x (T, a) times weight (b, a), or (a, b) where transposed, plus bias (b).
+
+    A single row is a matrix-vector product: reading the weight is all it costs, and `mv` reads fastest.
+    """
+    if x.shape[0] == 1 and not transposed and x.device.type == "cpu":
+        y = torch.mv(weight, x[0])[None]
     else:
-        y = torch.mv(weight, x) if x.dim() == 1 else functional.linear(x, weight)
+        y = x @ weight if transposed else functional.linear(x, weight)
     return y if bias is None else y + bias
