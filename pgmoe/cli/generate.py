@@ -65,10 +65,8 @@ def generate(
     )
     text = _read_stdin() if prompt == "-" else prompt
     begin = time.perf_counter()
-    with bytes_bar(f"Loading {model}") as progress:
-        llm = LLM(
-            model, progress=progress, device=device, device_memory=device_memory, host_memory=host_memory
-        )
+    with bytes_bar(f"Loading {model}") as bar:
+        llm = LLM(model, progress=bar, device=device, device_memory=device_memory, host_memory=host_memory)
     with llm:
         load_s = time.perf_counter() - begin
         answer, speed = _follow(_stream(llm, text, params, raw=raw), load_s, echo=not as_json)
