@@ -96,7 +96,7 @@ generate: $(VENV)/.dev ## Write the files that others derive from: protobuf code
 
 # --- measurements
 
-bench: $(VENV)/.bench ## Measure this machine (15 minutes, leave it alone); results go to benchmarks/results.
+bench: $(VENV)/.bench ## Measure this machine (leave it alone meanwhile); results go to benchmarks/results.
 	$(BIN)/pgmoe bench default-model
 	$(BIN)/pgmoe bench olmoe-like
 	for file in benchmarks/results/*.json; do $(BIN)/pgmoe bench plot "$$file"; done
