@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers import GenerationConfig, MixtralConfig
 
 from pgmoe.engine.llm import LLM
+from pgmoe.engine.memory_plan import ExpertShape
 from pgmoe.errors import ExpertReadError
+from pgmoe.models.loader import read_plan
 from pgmoe.request import SamplingParams
 from tests.conftest import TinyCheckpoints
 from tests.support.checkpoints import (
@@ -62,6 +64,18 @@ def test_a_smaller_budget_changes_no_bit(
     if budget != "60%":  # Switch's prompts use fewer experts than that
         assert found.stats.evictions.total() > 0
     found.same_as(whole)
+
+
+def test_every_number_of_slots_from_the_smallest_to_all_gives_the_same_bits(
+    tiny: TinyCheckpoints, resident: Resident
+) -> None:
+    folder, whole = tiny("mixtral", torch.bfloat16), resident("mixtral", torch.bfloat16)
+    plan = read_plan(str(folder))
+    shape = ExpertShape.of(plan.layers, plan.dense_bytes)
+    for slots in range(shape.top_k, shape.num_experts + 1):
+        found = run(folder, PROMPTS, device_memory=shape.dense_bytes + slots * shape.slot_bytes)
+        assert found.num_slots == slots
+        found.same_as(whole)
 
 
 @every_model
