@@ -55,7 +55,7 @@ def allocating(what: str, num_bytes: int, device: torch.device, way_out: str) ->
     """Raise ConfigError, with what was needed and what is free, if `device` has not that much memory."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         if not _is_out_of_memory(error):
             raise
         raise ConfigError(
@@ -65,8 +65,8 @@ def allocating(what: str, num_bytes: int, device: torch.device, way_out: str) ->
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """torch's CPU allocator and its pinned one raise plain RuntimeError."""
-    phrases = ("out of memory", "not enough memory", "can't allocate memory")
+    """torch's pinned allocator raises a plain RuntimeError, the operating system an OSError."""
+    phrases = ("out of memory", "not enough memory", "allocate memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(p in str(error) for p in phrases)
 
 

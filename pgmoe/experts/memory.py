@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import mmap
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
 from pgmoe.layout import PAGE
 
+HUGE_PAGE = 2 << 20
+"""Bytes."""
+
 
 def page_aligned(num_bytes: int, *, device: torch.device | None = None, pinned: bool = False) -> Tensor:
-    """Uninitialised uint8 memory whose address is a multiple of PAGE."""
-    raw = torch.empty(
-        num_bytes + PAGE, dtype=torch.uint8, device=device or torch.device("cpu"), pin_memory=pinned
-    )
+    """Uninitialised uint8 memory whose address is a multiple of PAGE.
+
+    Large plain host memory asks for huge pages: experts are read from end to end, and for each read past the
+    page cache the kernel has to hold every page of its target.
+    """
+    device = device or torch.device("cpu")
+    if device.type == "cpu" and not pinned:
+        return _mapped(num_bytes)
+    raw = torch.empty(num_bytes + PAGE, dtype=torch.uint8, device=device, pin_memory=pinned)
     skip = -raw.data_ptr() % PAGE
     return raw[skip : skip + num_bytes]
+
+
+def _mapped(num_bytes: int) -> Tensor:
+    memory = mmap.mmap(-1, max(num_bytes, PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if num_bytes >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them; ordinary pages do
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)[:num_bytes]
