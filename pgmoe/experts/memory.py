@@ -20,6 +20,7 @@ def page_aligned(num_bytes: int, *, device: torch.device | None = None, pinned: 
     Large plain host memory asks for huge pages: experts are read from end to end, and for each read past the
     page cache the kernel has to hold every page of its target.
     """
+    assert num_bytes >= 0, num_bytes
     device = device or torch.device("cpu")
     if device.type == "cpu" and not pinned:
         return _mapped(num_bytes)

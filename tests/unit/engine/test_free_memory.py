@@ -69,4 +69,4 @@ def test_memory_that_cannot_be_had_is_told_with_what_is_free_and_a_way_out() -> 
 
 def test_other_errors_while_allocating_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="negative dimension"), allocating("slots", 1, CPU, "give less"):
-        page_aligned(-5000)
+        torch.empty(-5000)
