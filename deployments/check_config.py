@@ -1,4 +1,4 @@
-"""Is a Serve config file good? `python -m deployments.check_config config.yaml` says so in a second or two.
+"""Is a Serve config file good? `python -m deployments.check_config config.yaml` says so.
 
 `serve run` itself retries a build that fails for as long as it runs; this finds the same faults before it is
 started, and those of the checkpoint and the budgets as well. A GPU that is missing here is only a remark: the
