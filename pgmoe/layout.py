@@ -116,6 +116,11 @@ class ExpertFFN:
     output_scale: float = 1.0
     post_norm: Callable[[torch.Tensor], torch.Tensor] | None = None
 
+    def finish(self, down: torch.Tensor) -> torch.Tensor:
+        """From the second projection's output (T, D) to y (T, D)."""
+        y = down if self.post_norm is None else self.post_norm(down)
+        return y if self.output_scale == 1.0 else y * self.output_scale
+
 
 @dataclass(frozen=True)
 class ExpertLayer:
@@ -134,6 +139,12 @@ class ExpertLayer:
     def num_experts(self) -> int:
         """Experts in this layer."""
         return len(self.extents)
+
+    @property
+    def up_width(self) -> int:
+        """Outputs of an expert's first projection: 2I or I."""
+        (up,) = (r.shape for r in self.layout.regions if r.name == "up")
+        return up[1 if self.ffn.transposed else 0]
 
     @property
     def dtype(self) -> torch.dtype:

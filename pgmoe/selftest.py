@@ -20,9 +20,9 @@ from pgmoe.config import EngineConfig
 from pgmoe.engine.engine import Engine
 from pgmoe.engine.free_memory import free_memory
 from pgmoe.errors import ExpertReadError
-from pgmoe.experts.compute import apply_ffn, group_by_expert
-from pgmoe.experts.memory import page_aligned
+from pgmoe.experts.compute import LoneToken, apply_ffn, group_by_expert
 from pgmoe.layout import ExpertLayer
+from pgmoe.memory import page_aligned
 from pgmoe.models.moe import RoutedExperts
 from pgmoe.request import Request, RequestOutput, SamplingParams
 
@@ -84,15 +84,29 @@ class LayerCheck:
         return found
 
     def _expected(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        if len(hidden) == 1:
+            return self._expected_of_one(hidden, top_k_index[0], top_k_weights[0])
         rows, places = group_by_expert(top_k_index, self.layer.num_experts)
         out = torch.zeros_like(hidden)
         for expert, rows_T in rows.items():
-            weights = read_plainly(self.layer, expert, hidden.device)
+            weights = self._read(expert, hidden.device)
             y = apply_ffn(self.layer.ffn, weights, hidden[rows_T])
             y = y * top_k_weights.flatten()[places[expert], None]
             out.index_add_(0, rows_T, y.to(hidden.dtype))
-            self.num_experts += 1
         return out
+
+    def _expected_of_one(self, hidden: Tensor, ids_K: Tensor, weights_K: Tensor) -> Tensor:
+        ids_K, order = ids_K.sort()
+        num_experts = int((ids_K < self.layer.num_experts).sum())
+        token = LoneToken(self.layer, hidden[0], num_experts)
+        if num_experts:
+            ids = ids_K[:num_experts].tolist()
+            token.apply({row: self._read(expert, hidden.device) for row, expert in enumerate(ids)})
+        return token.weighted_sum(weights_K[order[:num_experts]])[None]
+
+    def _read(self, expert: int, device: torch.device) -> dict[str, Tensor]:
+        self.num_experts += 1
+        return read_plainly(self.layer, expert, device)
 
 
 def read_plainly(layer: ExpertLayer, expert: int, device: torch.device) -> dict[str, Tensor]:

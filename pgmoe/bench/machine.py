@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from pgmoe.experts.memory import page_aligned
+from pgmoe.memory import page_aligned
 
 BLOCK_BYTES = 4 * 2**20
 NUM_BLOCKS = 64

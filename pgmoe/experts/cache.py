@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from enum import Enum
 
 from pgmoe.experts.policies.base import EvictionPolicy
@@ -28,7 +27,7 @@ class ExpertCache:
         self._policy = policy
         self._slot_of: dict[ExpertId, int] = {}
         self._free = list(range(num_slots))[::-1]
-        self._pins: Counter[ExpertId] = Counter()
+        self._pins: dict[ExpertId, int] = {}
         self._in_flight: set[ExpertId] = set()
 
     def __len__(self) -> int:
@@ -47,7 +46,7 @@ class ExpertCache:
     def pin(self, expert: ExpertId) -> None:
         """Keep a ready expert in its slot until it is unpinned as often; counts as a use."""
         assert self.state(expert) is SlotState.READY, expert
-        self._pins[expert] += 1
+        self._pins[expert] = self._pins.get(expert, 0) + 1
         self._policy.touch(expert)
 
     def unpin(self, expert: ExpertId) -> None:

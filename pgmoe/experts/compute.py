@@ -5,6 +5,8 @@ Shape letters: N tokens, K experts per token, T tokens of one expert, D model wi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -33,8 +35,8 @@ class PooledExperts:
             return self._one_token(hidden, top_k_index[0], top_k_weights[0])
         rows, places = group_by_expert(top_k_index, self._layer.num_experts)
         outputs: dict[int, Tensor] = {}
-        with self._pool.lease(self._index, list(rows)) as experts:
-            for expert in experts:
+        with self._pool.lease(self._index, list(rows)) as lent:
+            for (expert,) in lent:
                 y_TD = apply_ffn(self._layer.ffn, expert.weights, hidden[rows[expert.index]])
                 weights_T = top_k_weights.flatten()[places[expert.index]]
                 outputs[expert.index] = (y_TD * weights_T[:, None]).to(hidden.dtype)
@@ -45,20 +47,51 @@ class PooledExperts:
 
     def _one_token(self, hidden: Tensor, ids_K: Tensor, weights_K: Tensor) -> Tensor:
         """The same for a single token, with few operations: decoding does this in every layer."""
-        out_1D = torch.zeros_like(hidden)
         chosen = sorted((e, k) for k, e in enumerate(ids_K.tolist()) if e < self._layer.num_experts)
-        if not chosen:
-            return out_1D
-        outputs: dict[int, Tensor] = {}
-        with self._pool.lease(self._index, [e for e, _ in chosen]) as experts:
-            for expert in experts:
-                outputs[expert.index] = apply_ffn(self._layer.ffn, expert.weights, hidden)
-        assert len(outputs) == len(chosen), (outputs.keys(), chosen)
-        y_KD = torch.cat([outputs[e] for e, _ in chosen])
-        order = torch.tensor([k for _, k in chosen], device=weights_K.device)
-        for y_D in (y_KD * weights_K[order, None]).to(hidden.dtype).unbind():
-            out_1D += y_D
-        return out_1D
+        row_of = {e: row for row, (e, _) in enumerate(chosen)}
+        token = LoneToken(self._layer, hidden[0], len(chosen))
+        with self._pool.lease(self._index, list(row_of), at_once=len(chosen)) as lent:
+            for batch in lent:
+                token.apply({row_of[expert.index]: expert.weights for expert in batch})
+        order = torch.tensor([k for _, k in chosen], dtype=torch.int64, device=weights_K.device)
+        return token.weighted_sum(weights_K[order])[None]
+
+
+class LoneToken:
+    """One token on its way through K experts, which may come a few at a time and in any order.
+
+    Activation and norm run over all K rows whenever some are new: a vectorised loop may round an element
+    differently at the end of its range than in the middle, so rows must lie in the same range however the
+    experts came.
+    """
+
+    def __init__(self, layer: ExpertLayer, x_D: Tensor, num_experts: int) -> None:
+        self._ffn = layer.ffn
+        self._x_D = x_D
+        self._up_KU = x_D.new_zeros(num_experts, layer.up_width)
+        self._y_KD = x_D.new_zeros(num_experts, len(x_D))
+
+    def apply(self, experts: Mapping[int, Weights]) -> None:
+        """Compute these experts; each has a row of its own, 0 to K - 1."""
+        up_rows, y_rows = self._up_KU.unbind(), self._y_KD.unbind()
+        for k, weights in experts.items():
+            self._project(self._x_D, weights, "up", up_rows[k])
+        h_rows = self._ffn.activation(self._up_KU).unbind()
+        for k, weights in experts.items():
+            self._project(h_rows[k], weights, "down", y_rows[k])
+
+    def weighted_sum(self, weights_K: Tensor) -> Tensor:
+        """Outputs times weights, each rounded to the token's type, added row after row -> (D,)."""
+        y_KD = self._ffn.finish(self._y_KD) * weights_K[:, None]
+        out_D = torch.zeros_like(self._x_D)
+        for y_D in y_KD.to(out_D.dtype).unbind():
+            out_D += y_D
+        return out_D
+
+    def _project(self, x_a: Tensor, weights: Weights, name: str, out_b: Tensor) -> None:
+        _project_one(x_a, weights[name], self._ffn.transposed, out_b)
+        if (bias := weights.get(name + "_bias")) is not None:
+            out_b += bias
 
 
 def group_by_expert(top_k_index: Tensor, num_experts: int) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
@@ -78,19 +111,22 @@ def group_by_expert(top_k_index: Tensor, num_experts: int) -> tuple[dict[int, Te
 def apply_ffn(ffn: ExpertFFN, weights: Weights, x_TD: Tensor) -> Tensor:
     """One expert on its tokens: (T, D) -> (T, D). See ExpertFFN for the formula."""
     h_TI = ffn.activation(_project(x_TD, weights["up"], weights.get("up_bias"), ffn.transposed))
-    y_TD = _project(h_TI, weights["down"], weights.get("down_bias"), ffn.transposed)
-    if ffn.post_norm is not None:
-        y_TD = ffn.post_norm(y_TD)
-    return y_TD if ffn.output_scale == 1.0 else y_TD * ffn.output_scale
+    return ffn.finish(_project(h_TI, weights["down"], weights.get("down_bias"), ffn.transposed))
 
 
-def _project(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
-    """x (T, a) times weight (b, a), or (a, b) where transposed, plus bias (b).
-
-    A single row is a matrix-vector product: reading the weight is all it costs, and `mv` reads fastest.
-    """
-    if x.shape[0] == 1 and not transposed and x.device.type == "cpu":
-        y = torch.mv(weight, x[0])[None]
+def _project(x_Ta: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    """x times weight (b, a), or (a, b) where transposed, plus bias (b,)."""
+    if len(x_Ta) == 1:
+        y_Tb = x_Ta.new_empty(1, weight.shape[1 if transposed else 0])
+        _project_one(x_Ta[0], weight, transposed, y_Tb[0])
     else:
-        y = x @ weight if transposed else functional.linear(x, weight)
-    return y if bias is None else y + bias
+        y_Tb = x_Ta @ weight if transposed else functional.linear(x_Ta, weight)
+    return y_Tb if bias is None else y_Tb + bias
+
+
+def _project_one(x_a: Tensor, weight: Tensor, transposed: bool, out_b: Tensor) -> None:
+    """The same for one row: reading the weight is all it costs, and on a CPU `mv` reads fastest."""
+    if transposed or x_a.device.type != "cpu":
+        torch.mm(x_a[None], weight if transposed else weight.t(), out=out_b[None])
+    else:
+        torch.mv(weight, x_a, out=out_b)

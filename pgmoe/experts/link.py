@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pgmoe.experts.memory import page_aligned
 from pgmoe.experts.stores.base import ExpertStore
 from pgmoe.layout import ExpertId
+from pgmoe.memory import page_aligned
 
 
 @dataclass(frozen=True)

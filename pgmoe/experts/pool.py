@@ -25,7 +25,7 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class LentExpert:
-    """One expert, ready to compute with until the next one is asked for."""
+    """One expert, ready to compute with until the next batch is asked for."""
 
     index: int
     weights: Weights
@@ -49,18 +49,21 @@ class ExpertPool:
         self._cache = cache
         self._link = link
         self._stats = stats
-        self._weights: dict[ExpertId, Weights] = {}
+        self._lent: dict[ExpertId, LentExpert] = {}
         stats.slots = arena.num_slots
 
     @contextmanager
-    def lease(self, layer: int, experts: Sequence[int]) -> Iterator[Iterator[LentExpert]]:
-        """Lend these distinct experts of one layer, each exactly once, in the order in which they are ready.
+    def lease(
+        self, layer: int, experts: Sequence[int], at_once: int = 1
+    ) -> Iterator[Iterator[list[LentExpert]]]:
+        """Lend these distinct experts of one layer, each exactly once, as they are ready.
 
-        Resident ones come first while the missing are read. Works with fewer slots than experts: a slot is
-        given on as soon as its expert has been computed. The iterator raises ExpertReadError if an expert's
-        bytes cannot be had. Nothing stays pinned or in flight after the `with` block.
+        They come in batches of 1 to `at_once`: resident ones first, in the order given, while the missing
+        are read; then each as it arrives. Works with fewer slots than experts: slots of one batch are given
+        on when the next is asked for. The iterator raises ExpertReadError if an expert's bytes cannot be
+        had. Nothing stays pinned or in flight after the `with` block.
         """
-        lease = _Lease(self, layer, experts)
+        lease = _Lease(self, [ExpertId(layer, e) for e in experts], at_once)
         try:
             yield lease.lend()
         finally:
@@ -76,9 +79,12 @@ class ExpertPool:
 
     def split(self, experts: Sequence[ExpertId]) -> tuple[list[ExpertId], list[ExpertId]]:
         """(ready and now pinned, missing); counted as hits and misses. No other lease may be under way."""
-        assert all(self._cache.state(e) is not SlotState.IN_FLIGHT for e in experts), experts
-        ready = [e for e in experts if self._cache.state(e) is SlotState.READY]
-        missing = [e for e in experts if self._cache.state(e) is SlotState.MISSING]
+        ready: list[ExpertId] = []
+        missing: list[ExpertId] = []
+        for expert in experts:
+            state = self._cache.state(expert)
+            assert state is not SlotState.IN_FLIGHT, expert
+            (ready if state is SlotState.READY else missing).append(expert)
         for expert in ready:
             self._cache.pin(expert)
         if experts:
@@ -93,7 +99,7 @@ class ExpertPool:
             return False
         slot, evicted = reserved
         if evicted is not None:
-            del self._weights[evicted]
+            del self._lent[evicted]
             self._stats.evictions[evicted.layer] += 1
         try:
             self._link.fetch(expert, self._arena.slot(slot), arrivals)
@@ -111,14 +117,15 @@ class ExpertPool:
         slot = self._arena.slot(self._cache.slot_of(expert))
         if arrival.event is not None:
             torch.get_device_module(slot.device).current_stream(slot.device).wait_event(arrival.event)
-        self._weights[expert] = self._layers[expert.layer].layout.views(slot, self._store.starts(expert))
+        weights = self._layers[expert.layer].layout.views(slot, self._store.starts(expert))
+        self._lent[expert] = LentExpert(expert.expert, weights)
         self._cache.finish(expert)
         self._stats.transfer_bytes[self._link.name] += arrival.num_bytes
         self._stats.transfer_s.append(arrival.seconds)
 
     def lend(self, expert: ExpertId) -> LentExpert:
         """A pinned expert's weights."""
-        return LentExpert(expert.expert, self._weights[expert])
+        return self._lent[expert]
 
     def pin(self, expert: ExpertId) -> None:
         """Keep it in its slot."""
@@ -136,34 +143,37 @@ class ExpertPool:
 class _Lease:
     """One layer's turn: what is still pinned, missing and under way."""
 
-    def __init__(self, pool: ExpertPool, layer: int, experts: Sequence[int]) -> None:
+    def __init__(self, pool: ExpertPool, experts: Sequence[ExpertId], at_once: int) -> None:
         self._pool = pool
-        ready, missing = pool.split([ExpertId(layer, e) for e in experts])
+        self._at_once = at_once
+        ready, missing = pool.split(experts)
         self._ready, self._missing = deque(ready), deque(missing)
-        self._pinned = set(ready)
+        self._lent: list[ExpertId] = []
         self._arrivals: SimpleQueue[Arrival] = SimpleQueue()
         self._in_flight = 0
 
-    def lend(self) -> Iterator[LentExpert]:
+    def lend(self) -> Iterator[list[LentExpert]]:
         self._order()
         while self._ready or self._in_flight:
             if not self._ready:
                 self._wait()
-            expert = self._ready.popleft()
-            yield self._pool.lend(expert)
-            self._pinned.remove(expert)
-            self._pool.unpin(expert)
+            self._lent = [self._ready.popleft() for _ in range(min(self._at_once, len(self._ready)))]
+            yield [self._pool.lend(expert) for expert in self._lent]
+            self._take_back()
             self._order()
         assert not self._missing, self._missing
 
     def settle(self) -> None:
         """Wait for what is still under way and unpin everything."""
         while self._in_flight:
-            arrival = self._arrivals.get()
-            self._in_flight -= 1  # only now: an interrupt while waiting leaves it under way
-            self._pool.receive(arrival)
-        for expert in self._pinned:
-            self._pool.unpin(expert)
+            self._pool.receive(self._next_arrival())
+        self._take_back()
+        while self._ready:
+            self._pool.unpin(self._ready.popleft())
+
+    def _take_back(self) -> None:
+        while self._lent:
+            self._pool.unpin(self._lent.pop())
 
     def _order(self) -> None:
         while self._missing and self._pool.order(self._missing[0], self._arrivals):
@@ -172,12 +182,15 @@ class _Lease:
 
     def _wait(self) -> None:
         begin = time.perf_counter()
-        arrival = self._arrivals.get()
-        self._in_flight -= 1
+        arrival = self._next_arrival()
         self._pool.stalled(time.perf_counter() - begin)
         self._pool.receive(arrival)
         if arrival.error is not None:
             raise arrival.error
         self._pool.pin(arrival.expert)
-        self._pinned.add(arrival.expert)
         self._ready.append(arrival.expert)
+
+    def _next_arrival(self) -> Arrival:
+        arrival = self._arrivals.get()
+        self._in_flight -= 1  # only now: an interrupt while waiting leaves it under way
+        return arrival

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pgmoe.experts.memory import page_aligned
+from pgmoe.memory import page_aligned
 
 
 class SlotArena:

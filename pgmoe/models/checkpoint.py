@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 
 from pgmoe.errors import CheckpointError, CorruptCheckpoint, UnsupportedModel
+from pgmoe.memory import page_aligned
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -42,7 +43,7 @@ class StoredTensor:
         """`tensor[...]` reads it from the file; this is all that transformers asks of a lazy tensor."""
         if whole is not Ellipsis:
             raise IndexError(f"{self.key}: a stored tensor is read whole, with [...]")
-        data = torch.empty(self.nbytes, dtype=torch.uint8)
+        data = page_aligned(self.nbytes)
         try:
             self._read_into(data.numpy().data)
         except OSError as error:

@@ -84,7 +84,7 @@ class PoolParts:
         """Lease these, check every byte, and give them in the order in which they came."""
         order = []
         with self.pool.lease(layer, experts) as lent:
-            for expert in lent:
+            for (expert,) in lent:
                 assert tensor_bytes(expert.weights) == file_bytes(self.layers[layer], expert.index)
                 order.append(expert.index)
         return order

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgmoe.experts.memory import page_aligned
 from pgmoe.layout import PAGE, BlobLayout, Extent, round_up
+from pgmoe.memory import page_aligned
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 shapes = st.dictionaries(

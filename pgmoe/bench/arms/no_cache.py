@@ -18,10 +18,10 @@ from pgmoe.bench.job import Answer, Job, Place, Traffic
 from pgmoe.engine.assembly import resolve_dtype
 from pgmoe.errors import ConfigError
 from pgmoe.experts.compute import apply_ffn, group_by_expert
-from pgmoe.experts.memory import page_aligned
 from pgmoe.experts.stores.base import ExpertStore
 from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.layout import ExpertId, ExpertLayer
+from pgmoe.memory import page_aligned
 from pgmoe.models.loader import load_model, read_plan
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from pgmoe.errors import ExpertReadError
-from pgmoe.experts.memory import page_aligned
 from pgmoe.experts.stores.read_plan import Run, plan_reads
 from pgmoe.layout import ExpertId, ExpertLayer
+from pgmoe.memory import page_aligned
 
 
 class _Scratch(threading.local):

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from torch import Tensor
 
-from pgmoe.experts.memory import page_aligned
 from pgmoe.experts.stores.base import ExpertStore
 from pgmoe.layout import ExpertId, ExpertLayer
+from pgmoe.memory import page_aligned
 
 
 class HostStore:

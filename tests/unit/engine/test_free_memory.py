@@ -8,7 +8,7 @@ import torch
 
 from pgmoe.engine.free_memory import allocating, cgroup_rooms, free_memory, free_ram
 from pgmoe.errors import ConfigError
-from pgmoe.experts.memory import page_aligned
+from pgmoe.memory import page_aligned
 
 CPU = torch.device("cpu")
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pgmoe.errors import ExpertReadError
-from pgmoe.experts.memory import page_aligned
 from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.layout import PAGE, BlobLayout, ExpertFFN, ExpertId, ExpertLayer, Extent
+from pgmoe.memory import page_aligned
 from tests.support.expert_files import file_bytes, tensor_bytes, write_layers
 
 UNTOUCHED = 0xA5

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pgmoe.errors import ExpertReadError
-from pgmoe.experts.memory import page_aligned
 from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.experts.stores.host import HostStore
 from pgmoe.layout import BlobLayout, ExpertFFN, ExpertId, ExpertLayer, Extent
+from pgmoe.memory import page_aligned
 from tests.support.expert_files import PoolParts, file_bytes, tensor_bytes, write_layers
 
 

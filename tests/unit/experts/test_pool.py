@@ -87,10 +87,24 @@ def test_resident_experts_come_first_while_the_others_are_still_read(
     parts = PoolParts(layers, Slow(store), num_slots=4)
     parts.take(0, [0, 1])
     with parts.pool.lease(0, [3, 1, 2, 0]) as lent:
-        first = [next(lent).index, next(lent).index]
+        first = [next(lent)[0].index, next(lent)[0].index]
         gate.set()
-        rest = [expert.index for expert in lent]
+        rest = [expert.index for (expert,) in lent]
     assert (sorted(first), sorted(rest)) == ([0, 1], [2, 3])
+    parts.pool.close()
+
+
+def test_resident_experts_are_lent_together_and_the_others_as_they_come(
+    layers: tuple[ExpertLayer, ...], store: DiskStore
+) -> None:
+    parts = PoolParts(layers, store, num_slots=5)
+    parts.take(0, [1, 4, 2])
+    with parts.pool.lease(0, [5, 4, 1, 0, 2], at_once=5) as lent:
+        batches = [[expert.index for expert in batch] for batch in lent]
+    assert batches[0] == [4, 1, 2]
+    assert sorted(batches[1:]) == [[0], [5]]
+    with parts.pool.lease(0, [0, 1, 2, 4, 5], at_once=2) as lent:
+        assert [[expert.index for expert in batch] for batch in lent] == [[0, 1], [2, 4], [5]]
     parts.pool.close()
 
 
@@ -224,11 +238,11 @@ def test_an_expert_that_another_lease_awaits_cannot_be_lent(
 
     parts = PoolParts(layers, Slow(store), num_slots=4)
     with parts.pool.lease(0, [0, 1]) as lent:
-        assert next(lent).index == 0
+        assert next(lent)[0].index == 0
         with pytest.raises(AssertionError), parts.pool.lease(0, [1]):
             pass
         gate.set()
-        assert next(lent).index == 1
+        assert next(lent)[0].index == 1
     assert parts.resident() == ids(0, [0, 1])
     parts.pool.close()
 
@@ -238,6 +252,7 @@ requests = st.tuples(
     st.lists(st.integers(0, NUM_EXPERTS - 1), unique=True),
     st.integers(0, 8),
     st.booleans(),
+    st.integers(1, 7),
 )
 
 
@@ -255,7 +270,7 @@ def test_no_sequence_of_leases_failures_and_early_ends_upsets_the_pool(
     layers: tuple[ExpertLayer, ...],
     store: DiskStore,
     num_slots: int,
-    leases: list[tuple[int, list[int], int, bool]],
+    leases: list[tuple[int, list[int], int, bool, int]],
     bad: set[tuple[int, int]],
 ) -> None:
     class Unreliable(GatedStore):
@@ -265,16 +280,17 @@ def test_no_sequence_of_leases_failures_and_early_ends_upsets_the_pool(
 
     failing = False
     parts = PoolParts(layers, Unreliable(store), num_slots, num_readers=2)
-    for layer, experts, limit, failing in leases:
+    for layer, experts, limit, failing, at_once in leases:
         before = parts.resident()
         expect_error = failing and any(
             (layer, e) in bad and ExpertId(layer, e) not in before for e in experts
         )
         taken: list[int] = []
         try:
-            with parts.pool.lease(layer, experts) as lent:
-                for expert in lent:
-                    taken.append(expert.index)
+            with parts.pool.lease(layer, experts, at_once) as lent:
+                for batch in lent:
+                    assert 1 <= len(batch) <= at_once
+                    taken += [expert.index for expert in batch]
                     if len(taken) > limit:
                         break
         except ExpertReadError:
