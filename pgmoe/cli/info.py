@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pgmoe.cli.options import Json, Model
+from pgmoe.cli.options import Device, Json, Model
 from pgmoe.units import format_bytes
 
 if TYPE_CHECKING:
@@ -35,14 +35,17 @@ def info(
     device_memory: Annotated[
         str | None, typer.Option(help="A budget to try, e.g. 600MiB; a table of shares if none is given.")
     ] = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Show layers, experts and bytes of a checkpoint, read from its headers alone."""
+    from pgmoe.engine.assembly import resolve_device
     from pgmoe.engine.memory_plan import ExpertShape
     from pgmoe.models.loader import read_plan
 
     plan = read_plan(model)
-    shape = ExpertShape.of(plan.layers, plan.dense_bytes)
+    loaded_bytes = plan.loaded_bytes(resolve_device(device))
+    shape = ExpertShape.of(plan.layers, loaded_bytes)
     expert_bytes = max(layer.layout.weight_bytes for layer in plan.layers)
     fits = [_fit(device_memory, shape)] if device_memory else _shares(shape)
     facts: dict[str, str | int] = {
@@ -52,7 +55,8 @@ def info(
         "moe_layers": len(plan.layers),
         "experts_per_layer": max(layer.num_experts for layer in plan.layers),
         "experts_per_token": shape.top_k,
-        "dense_bytes": plan.dense_bytes,
+        "dense_bytes": loaded_bytes,
+        "embedding_left_in_file_bytes": plan.dense_bytes - loaded_bytes,
         "expert_bytes": expert_bytes,
         "total_bytes": plan.dense_bytes + sum(x.num_experts * x.layout.weight_bytes for x in plan.layers),
         "smallest_device_memory_bytes": shape.smallest_bytes,

@@ -15,6 +15,7 @@ from pgmoe.errors import CheckpointError, CorruptCheckpoint
 from pgmoe.models import moe
 from pgmoe.models.checkpoint import Checkpoint, StoredTensor
 from pgmoe.models.families import empty_experts
+from pgmoe.models.stored_embedding import StoredEmbedding
 
 
 class StoredShape:
@@ -27,12 +28,16 @@ class StoredShape:
         return torch.empty(self._stored.shape, dtype=self._stored.dtype, device="meta")
 
 
-def without_experts(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The same class, but that its instances are built without expert parameters."""
+def without_experts(
+    model_class: type[PreTrainedModel], embedding: StoredEmbedding | None = None
+) -> type[PreTrainedModel]:
+    """The same class, but that its instances are built without expert parameters, and with this embedding."""
 
     def __init__(self: PreTrainedModel, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, config, *args, **kwargs)
         empty_experts(self)
+        if embedding is not None:
+            self.set_input_embeddings(embedding)
 
     body = {
         "__init__": __init__,
@@ -68,17 +73,19 @@ def fill(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    embedding: StoredEmbedding | None = None,
 ) -> PreTrainedModel:
     """A model without experts, filled from `stored`, in `dtype` but for what transformers keeps in float32.
 
-    Raises CorruptCheckpoint if a weight is missing, does not fit or cannot be read.
+    With `embedding` in the place of its input embedding, where given. Raises CorruptCheckpoint if a weight is
+    missing, does not fit or cannot be read.
     """
     moe.register()
     options: dict[str, Any] = {}
     if model_class._can_set_experts_implementation():
         options["experts_implementation"] = moe.EXPERTS_IMPLEMENTATION
     try:
-        loaded: Any = without_experts(model_class).from_pretrained(
+        loaded: Any = without_experts(model_class, embedding).from_pretrained(
             None,
             config=copy.deepcopy(config),
             state_dict=stored,

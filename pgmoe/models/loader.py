@@ -15,10 +15,11 @@ from pgmoe.errors import CorruptCheckpoint, UnsupportedModel
 from pgmoe.layout import ExpertLayer
 from pgmoe.models import moe
 from pgmoe.models.byte_plan import plan_bytes
-from pgmoe.models.checkpoint import Checkpoint
+from pgmoe.models.checkpoint import Checkpoint, StoredTensor
 from pgmoe.models.dense import fill, num_bytes, try_fill, without_experts
 from pgmoe.models.families import find_sockets
 from pgmoe.models.socket import ExpertSocket
+from pgmoe.models.stored_embedding import StoredEmbedding, find_embedding
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,16 @@ class ModelPlan:
     layers: tuple[ExpertLayer, ...]
     dense_keys: tuple[str, ...]
     dense_bytes: int
-    """Bytes that everything but the experts takes once loaded, in the experts' type."""
+    """Bytes of everything but the experts, in the experts' type."""
+    embedding: StoredTensor | None
+    """The input embedding, if it can stay in its file. Where the device is RAM, it does."""
+
+    def loaded_bytes(self, device: torch.device) -> int:
+        """Bytes that everything but the experts takes once loaded onto `device`."""
+        if self.embedding is None or device.type != "cpu":
+            return self.dense_bytes
+        num_elements = torch.Size(self.embedding.shape).numel()
+        return self.dense_bytes - num_elements * self.layers[0].dtype.itemsize
 
 
 def read_plan(model: str) -> ModelPlan:
@@ -72,7 +82,15 @@ def read_plan(model: str) -> ModelPlan:
     plan = plan_bytes(checkpoint, whole, sockets)
     dtype = plan.layers[0].dtype
     skeleton = try_fill(checkpoint, config, model_class, plan.dense_keys, dtype)
-    return ModelPlan(checkpoint, config, model_class, plan.layers, plan.dense_keys, num_bytes(skeleton))
+    return ModelPlan(
+        checkpoint=checkpoint,
+        config=config,
+        model_class=model_class,
+        layers=plan.layers,
+        dense_keys=plan.dense_keys,
+        dense_bytes=num_bytes(skeleton),
+        embedding=find_embedding(emptied, checkpoint),
+    )
 
 
 def load_model(plan: ModelPlan, *, dtype: torch.dtype, device: torch.device) -> LoadedModel:
@@ -81,7 +99,18 @@ def load_model(plan: ModelPlan, *, dtype: torch.dtype, device: torch.device) -> 
     Raises CorruptCheckpoint if the files are no longer those that the plan was made of.
     """
     stored = {key: plan.checkpoint.tensors[key] for key in plan.dense_keys}
-    model = fill(plan.checkpoint, plan.config, plan.model_class, stored, dtype=dtype, device=device)
+    embedding = None
+    if plan.embedding is not None and device.type == "cpu":
+        embedding = StoredEmbedding(stored.pop(plan.embedding.key), dtype)
+    model = fill(
+        plan.checkpoint,
+        plan.config,
+        plan.model_class,
+        stored,
+        dtype=dtype,
+        device=device,
+        embedding=embedding,
+    )
     sockets = tuple(find_sockets(model))
     return LoadedModel(model, plan.checkpoint, plan.layers, sockets, num_bytes(model))
 

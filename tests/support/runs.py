@@ -112,4 +112,4 @@ def answer(
 def smallest_budget(folder: Path) -> int:
     """The fewest bytes of device memory that work for this checkpoint."""
     plan = read_plan(str(folder))
-    return ExpertShape.of(plan.layers, plan.dense_bytes).smallest_bytes
+    return ExpertShape.of(plan.layers, plan.loaded_bytes(torch.device("cpu"))).smallest_bytes

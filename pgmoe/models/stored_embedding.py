@@ -1,0 +1,77 @@
+"""An input embedding that stays in its file: a token needs one row of it, and nothing is multiplied by it."""
+
+from __future__ import annotations
+
+import os
+import weakref
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pgmoe.errors import CorruptCheckpoint
+from pgmoe.models.checkpoint import Checkpoint, StoredTensor
+
+
+class StoredEmbedding(nn.Module):
+    """Gives the rows that `nn.Embedding` would, read when they are asked for; the kernel keeps those in use.
+
+    They are read and not mapped: a file that is cut short while serving is an error of one request, not the
+    end of the process.
+    """
+
+    def __init__(self, stored: StoredTensor, dtype: torch.dtype) -> None:
+        """`stored` is (V, D) of any type; rows come out in `dtype`. Raises CorruptCheckpoint."""
+        super().__init__()
+        self._stored = stored
+        self._dtype = dtype
+        try:
+            self._file = os.open(stored.path, os.O_RDONLY)
+        except OSError as error:
+            raise CorruptCheckpoint(f"{stored.path}: {error.strerror}; copy the file again") from error
+        weakref.finalize(self, os.close, self._file)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token ids of any shape, on the CPU -> (..., D). Raises IndexError, CorruptCheckpoint."""
+        num_rows, width = self._stored.shape
+        tokens, places = torch.unique(ids, return_inverse=True)
+        if len(tokens) and not 0 <= int(tokens[0]) <= int(tokens[-1]) < num_rows:
+            raise IndexError(f"token ids {int(tokens[0])} to {int(tokens[-1])}: there are {num_rows} rows")
+        rows = torch.empty(len(tokens), width, dtype=self._stored.dtype)
+        for row, token in zip(rows.view(torch.uint8).numpy(), tokens.tolist(), strict=True):
+            self._read(row.data, token)
+        return rows[places].to(self._dtype)
+
+    def _read(self, row: memoryview, token: int) -> None:
+        begin, done = self._stored.offset + token * len(row), 0
+        while done < len(row):
+            try:
+                count = os.preadv(self._file, [row[done:]], begin + done)
+            except OSError as error:
+                raise CorruptCheckpoint(f"{self._stored.path}: {error.strerror}") from error
+            if not count:
+                raise CorruptCheckpoint(
+                    f"{self._stored.path}: ends inside tensor {self._stored.key}; copy the file again"
+                )
+            done += count
+
+
+def find_embedding(model: PreTrainedModel, checkpoint: Checkpoint) -> StoredTensor | None:
+    """The input embedding of `model` in its checkpoint, if it can stay there.
+
+    None where other layers use the same weights, where it does more than look up, or where it is stored
+    under another name.
+    """
+    embedding = model.get_input_embeddings()
+    config = model.config
+    tied = (
+        config.is_encoder_decoder
+        or config.tie_word_embeddings
+        or config.get_text_config().tie_word_embeddings
+    )
+    if tied or type(embedding) is not nn.Embedding:
+        return None
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    stored = checkpoint.tensors.get(f"{name}.weight")
+    whole = stored is not None and stored.shape == tuple(embedding.weight.shape)
+    return stored if whole else None
