@@ -30,9 +30,8 @@ PROMPT_TOKENS = 32
 RESIDENT_SHARE = 0.8
 """Of the device's free memory: a model up to this is also compared with itself, all experts resident."""
 
-RUNS = ("offloaded", "resident")
 Progress = Callable[[str, int, int], None]
-"""Called with (which of RUNS, tokens so far, tokens in all)."""
+"""Called with (what is done now, tokens or bytes so far, in all)."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +132,10 @@ def run_selftest(config: EngineConfig, num_tokens: int, progress: Progress | Non
 
     Raises ConfigError or CheckpointError as an engine would.
     """
-    engine = Engine(config)
+    engine = _open(config, progress)
     try:
         checks = _put_checks(engine)
-        pieces = _answer(engine, num_tokens, "offloaded", progress)
+        pieces = _answer(engine, num_tokens, "offloaded run", progress)
         room = free_memory(torch.device(engine.info.device)) * RESIDENT_SHARE
         fits = engine.info.total_bytes < room
     finally:
@@ -149,6 +148,12 @@ def run_selftest(config: EngineConfig, num_tokens: int, progress: Progress | Non
         difference=min(found, key=lambda d: d.call) if found else None,  # the earliest layer among equals
         resident_equal=_resident(config, num_tokens, progress) == _substance(pieces) if fits else None,
     )
+
+
+def _open(config: EngineConfig, progress: Progress | None) -> Engine:
+    if progress is None:
+        return Engine(config)
+    return Engine(config, lambda done, total: progress("experts to host memory", done, total))
 
 
 def _put_checks(engine: Engine) -> list[LayerCheck]:
@@ -179,9 +184,9 @@ def _answer(engine: Engine, num_tokens: int, run: str, progress: Progress | None
 
 
 def _resident(config: EngineConfig, num_tokens: int, progress: Progress | None) -> list[object]:
-    engine = Engine(config.model_copy(update={"device_memory": "100%"}))
+    engine = _open(config.model_copy(update={"device_memory": "100%"}), progress)
     try:
-        return _substance(_answer(engine, num_tokens, "resident", progress))
+        return _substance(_answer(engine, num_tokens, "resident run", progress))
     finally:
         engine.close()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from pgmoe.cli.options import Device, DeviceMemory, HostMemory, Json, Model
 
@@ -29,15 +29,21 @@ def selftest(
     Exits with status 1, naming the first layer that differs, if one does.
     """
     from pgmoe.config import EngineConfig
-    from pgmoe.selftest import RUNS, run_selftest
+    from pgmoe.selftest import run_selftest
 
     config = EngineConfig.parse(
         {"model": model, "device_memory": device_memory, "host_memory": host_memory, "device": device}
     )
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
-        tasks = {run: bar.add_task(f"{run.capitalize()} run", total=tokens) for run in RUNS}
-        report = run_selftest(config, tokens, lambda run, done, _: bar.update(tasks[run], completed=done))
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what.capitalize())
+            bar.update(tasks[what], completed=done, total=total)
+
+        report = run_selftest(config, tokens, show)
     if as_json:
         typer.echo(json.dumps({**dataclasses.asdict(report), "passed": report.passed}))
     else:

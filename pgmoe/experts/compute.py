@@ -49,6 +49,7 @@ class PooledExperts:
         """The same for a single token, with few operations: decoding does this in every layer."""
         chosen = sorted((e, k) for k, e in enumerate(ids_K.tolist()) if e < self._layer.num_experts)
         row_of = {e: row for row, (e, _) in enumerate(chosen)}
+        assert len(row_of) == len(chosen), chosen
         token = LoneToken(self._layer, hidden[0], len(chosen))
         with self._pool.lease(self._index, list(row_of), at_once=len(chosen)) as lent:
             for batch in lent:

@@ -34,7 +34,11 @@ def test_a_whole_model_passes(
     assert report.num_layers == len(read_plan(str(folder)).layers)
     assert report.num_tokens == 5
     assert report.num_experts_checked > 5 * report.num_layers / 2
-    assert seen == [(run, n, 5) for run in ("offloaded", "resident") for n in range(1, 6)]
+    copied = [(done, total) for what, done, total in seen if what == "experts to host memory"]
+    steps = [told for told in seen if told[0] != "experts to host memory"]
+    assert steps == [(run, n, 5) for run in ("offloaded run", "resident run") for n in range(1, 6)]
+    assert bool(copied) == (host_memory == "100%")
+    assert all(done <= total for done, total in copied)
 
 
 @pytest.mark.parametrize("damaged", [(0,), (2,), (1, 2)], ids=str)
@@ -45,7 +49,7 @@ def test_bytes_that_change_in_the_file_are_found_and_the_first_layer_is_named(
     layers = read_plan(str(folder)).layers
 
     def damage(run: str, done: int, total: int) -> None:
-        if (run, done) == ("offloaded", 3):  # the experts in host memory are those of before
+        if (run, done) == ("offloaded run", 3):  # the experts in host memory are those of before
             for number in damaged:
                 flip_sign_bits(layers[number])
 
