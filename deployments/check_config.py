@@ -19,7 +19,7 @@ from deployments.app import ServeArgs, build
 from pgmoe.config import EngineConfig
 from pgmoe.engine.assembly import resolve_device, resolve_dtype
 from pgmoe.engine.free_memory import free_ram
-from pgmoe.engine.memory_plan import ExpertShape, plan_slots, wants_host_store
+from pgmoe.engine.memory_plan import ExpertShape, plan_host_experts, plan_slots
 from pgmoe.engine.runner import check_context, context_of
 from pgmoe.errors import ConfigError, PgmoeError
 from pgmoe.models.loader import read_plan
@@ -56,7 +56,7 @@ def _check_application(args: ServeArgs) -> list[str]:
     slots = plan_slots(config.device_memory, shape)
     # Another machine's RAM cannot be told from here.
     room = shape.expert_bytes if missing else free_ram()
-    wants_host_store(config.host_memory, shape, accelerator=config.device != "cpu", free_ram=room)
+    plan_host_experts(config.host_memory, shape, accelerator=config.device != "cpu", free_ram=room)
     total = shape.dense_bytes + shape.expert_bytes
     summary = (
         f"{config.name}: {plan.model_class.__name__}, {format_bytes(total)}; device_memory "

@@ -31,8 +31,9 @@ class EngineConfig(BaseModel):
     `50%` is slots for that share of the experts' bytes, dense weights beside it."""
 
     host_memory: str | int = "auto"
-    """Bytes of RAM for a copy of the experts between disk and device. `0`: none, experts are read from
-    disk. `auto`: all of them on an accelerator where they fit, none on a CPU."""
+    """Bytes of RAM for copies of experts between disk and device, `600MiB` or `50%` of the experts' bytes;
+    the others are read from disk, all of them with `0`. `auto`: as many as most of the free RAM holds on an
+    accelerator, none on a CPU."""
 
     policy: str = "lru"
     """Eviction policy of the expert slots, by name."""

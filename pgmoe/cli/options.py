@@ -12,7 +12,8 @@ DeviceMemory = Annotated[
     typer.Option(help="Budget on the device: 600MiB for dense weights and experts, or 50% of the experts."),
 ]
 HostMemory = Annotated[
-    str, typer.Option(help="RAM for a copy of the experts: auto, 0 (read them from disk) or bytes.")
+    str,
+    typer.Option(help="RAM for copies of experts: auto, 0 (all from disk), 600MiB, or 50% of the experts."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 MaxTokens = Annotated[

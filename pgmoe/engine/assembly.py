@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ import torch
 
 from pgmoe.config import EngineConfig
 from pgmoe.engine.free_memory import allocating, free_ram
-from pgmoe.engine.memory_plan import ExpertShape, plan_slots, wants_host_store
+from pgmoe.engine.memory_plan import ExpertShape, plan_host_experts, plan_slots
 from pgmoe.errors import ConfigError
 from pgmoe.experts.cache import ExpertCache
 from pgmoe.experts.compute import PooledExperts
@@ -21,7 +21,8 @@ from pgmoe.experts.slots import SlotArena
 from pgmoe.experts.stores.base import ExpertStore
 from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.experts.stores.host import HostStore
-from pgmoe.layout import ExpertLayer
+from pgmoe.experts.stores.tiered import TieredStore, spread_evenly
+from pgmoe.layout import ExpertId, ExpertLayer
 from pgmoe.metrics.stats import ExpertStats
 from pgmoe.models.loader import LoadedModel, load_model, read_plan
 
@@ -39,6 +40,11 @@ class Assembly:
     device: torch.device
     dtype: torch.dtype
 
+    def close(self) -> None:
+        """Stop reading and give back files."""
+        self.pool.close()
+        self.loaded.close()
+
 
 def assemble(config: EngineConfig, stats: ExpertStats, progress: Progress | None = None) -> Assembly:
     """Load what `config` names. Raises ConfigError, BudgetTooSmall or CheckpointError."""
@@ -46,16 +52,17 @@ def assemble(config: EngineConfig, stats: ExpertStats, progress: Progress | None
     device = resolve_device(config.device)
     plan = read_plan(config.model)
     dtype = resolve_dtype(config.dtype, plan.layers)
-    shape = ExpertShape.of(plan.layers, plan.dense_bytes)
+    shape = ExpertShape.of(plan.layers, plan.loaded_bytes(device))
     # Budgets that cannot be honoured fail here, before anything is loaded.
     num_slots = plan_slots(config.device_memory, shape)
     accelerator = device.type != "cpu"
-    in_host = wants_host_store(config.host_memory, shape, accelerator=accelerator, free_ram=free_ram())
+    num_in_host = plan_host_experts(config.host_memory, shape, accelerator=accelerator, free_ram=free_ram())
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     loaded = load_model(plan, dtype=dtype, device=device)
     with ExitStack() as on_failure:
-        store = _open_store(config, loaded.layers, device, in_host=in_host, progress=progress)
+        on_failure.callback(loaded.close)
+        store = _open_store(config, loaded.layers, device, num_in_host, stats, progress)
         on_failure.callback(store.close)
         with allocating("expert slots", num_slots * shape.slot_bytes, device, "give a smaller device_memory"):
             arena = SlotArena(num_slots, shape.slot_bytes, device)
@@ -105,32 +112,42 @@ def _open_store(
     config: EngineConfig,
     layers: tuple[ExpertLayer, ...],
     device: torch.device,
-    *,
-    in_host: bool,
+    num_in_host: int,
+    stats: ExpertStats,
     progress: Progress | None,
 ) -> ExpertStore:
-    """The checkpoint's files, or a copy of all experts in host memory, with the files closed again."""
+    """The checkpoint's files, with so many experts copied to host memory; if all, the files are closed."""
     disk = DiskStore(layers, direct_io=config.direct_io)
-    if not in_host:
+    if not num_in_host:
         return disk
-    slots = sum(layer.num_experts for layer in layers) * max(layer.layout.slot_bytes for layer in layers)
-    try:
-        with allocating("copies of all experts", slots, torch.device("cpu"), "give host_memory 0"):
-            host = HostStore(layers, pinned=device.type != "cpu")
-        host.fill(disk, num_readers=config.num_readers, progress=_counter(layers, progress))
-    finally:
-        disk.close()
+    held = spread_evenly(layers, num_in_host)
+    num_bytes = num_in_host * max(layer.layout.slot_bytes for layer in layers)
+    with ExitStack() as no_longer_needed:
+        no_longer_needed.callback(disk.close)
+        way_out = "give a smaller host_memory, or 0"
+        with allocating(f"copies of {num_in_host} experts", num_bytes, torch.device("cpu"), way_out):
+            host = HostStore(layers, held, pinned=device.type != "cpu")
+        host.fill(disk, num_readers=config.num_readers, progress=_counter(layers, held, stats, progress))
+        if num_in_host < sum(layer.num_experts for layer in layers):
+            no_longer_needed.pop_all()
+            return TieredStore(host, disk)
     return host
 
 
-def _counter(layers: tuple[ExpertLayer, ...], progress: Progress | None) -> Callable[[int], None]:
-    """A function that takes the bytes of each expert and tells `progress` the sum."""
-    total = sum(layer.num_experts * layer.layout.weight_bytes for layer in layers)
+def _counter(
+    layers: tuple[ExpertLayer, ...],
+    experts: Sequence[ExpertId],
+    stats: ExpertStats,
+    progress: Progress | None,
+) -> Callable[[int], None]:
+    """A function that takes the bytes of each expert copied, counts them, and tells `progress` the sum."""
+    total = sum(layers[expert.layer].layout.weight_bytes for expert in experts)
     done = 0
 
     def count(num_bytes: int) -> None:
         nonlocal done
         done += num_bytes
+        stats.transfer_bytes["disk_to_host"] += num_bytes
         if progress is not None:
             progress(done, total)
 

@@ -59,37 +59,43 @@ def plan_slots(device_memory: str | int, shape: ExpertShape) -> int:
     else:
         slots = max(0, parse_bytes(device_memory) - shape.dense_bytes) // shape.slot_bytes
     if slots < shape.top_k:
-        percent = math.ceil(1000 * shape.top_k / shape.num_experts) / 10
         mib = math.ceil(shape.smallest_bytes / 2**20)
         raise BudgetTooSmall(
             f"device_memory {device_memory!r} has room for {slots} experts, but a token uses {shape.top_k} "
             f"in a layer; the smallest that works is {mib}MiB "
             f"({format_bytes(shape.dense_bytes)} dense weights and {shape.top_k} experts of "
-            f"{format_bytes(shape.slot_bytes)}), or {percent}% of the experts",
+            f"{format_bytes(shape.slot_bytes)}), or {_percent(shape.top_k, shape)}% of the experts",
             minimum_bytes=shape.smallest_bytes,
         )
     return min(slots, shape.num_experts)
 
 
-def wants_host_store(host_memory: str | int, shape: ExpertShape, *, accelerator: bool, free_ram: int) -> bool:
-    """Whether all experts are to be kept in host memory between disk and device.
+def plan_host_experts(host_memory: str | int, shape: ExpertShape, *, accelerator: bool, free_ram: int) -> int:
+    """How many experts this `host_memory` keeps in RAM between disk and device; all at most.
 
-    Raises ConfigError for a budget that holds some experts but not all, or more than the free RAM.
+    `auto` is what a share of the free RAM holds on an accelerator, and none on a CPU, whose slots are RAM
+    themselves. Raises BudgetTooSmall for a budget that holds no expert but is not 0, ConfigError for a
+    malformed one or one that takes more than the free RAM.
     """
-    need = shape.expert_bytes
     if host_memory == "auto":
-        return accelerator and need <= free_ram * HOST_SHARE
-    budget = parse_bytes(host_memory, whole_bytes=need)
-    if budget == 0:
-        return False
-    if budget < need:
-        raise ConfigError(
-            f"host_memory {host_memory!r} does not hold all experts ({math.ceil(need / 2**20)}MiB); "
-            "give that much, or 0 to read experts from disk"
+        return min(int(free_ram * HOST_SHARE) // shape.slot_bytes, shape.num_experts) if accelerator else 0
+    budget = parse_bytes(host_memory, whole_bytes=shape.expert_bytes)
+    held = min(budget // shape.slot_bytes, shape.num_experts)
+    if budget and not held:
+        raise BudgetTooSmall(
+            f"host_memory {host_memory!r} holds no expert; the smallest that holds one of "
+            f"{format_bytes(shape.slot_bytes)} is {math.ceil(shape.slot_bytes / 2**20)}MiB, or "
+            f"{_percent(1, shape)}% of the experts; give 0 to read them all from disk",
+            minimum_bytes=shape.slot_bytes,
         )
-    if need > free_ram:
+    if held * shape.slot_bytes > free_ram:
         raise ConfigError(
-            f"host_memory: all experts are {format_bytes(need)}, {format_bytes(free_ram)} of RAM are free; "
-            "give 0 to read experts from disk"
+            f"host_memory {host_memory!r}: {held} experts take {format_bytes(held * shape.slot_bytes)}, and "
+            f"{format_bytes(free_ram)} of RAM are free; give less, or 0 to read experts from disk"
         )
-    return True
+    return held
+
+
+def _percent(num_experts: int, shape: ExpertShape) -> float:
+    """The smallest percentage of the experts, to one decimal place, that holds so many."""
+    return math.ceil(1000 * num_experts / shape.num_experts) / 10

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pgmoe.experts.stores.base import ExpertStore
+from pgmoe.experts.stores.base import ExpertStore, Tier
 from pgmoe.layout import ExpertId
 from pgmoe.memory import page_aligned
 
@@ -21,6 +21,8 @@ class Arrival:
     """The end of one transfer. With `error` the slot's content is undefined."""
 
     expert: ExpertId
+    tier: Tier
+    """Where it came from."""
     num_bytes: int
     seconds: float
     event: torch.Event | None = None
@@ -30,9 +32,6 @@ class Arrival:
 
 class Link(Protocol):
     """Carries experts into slots."""
-
-    name: str
-    """`disk_to_host`, `disk_to_device` or `host_to_device`."""
 
     def fetch(self, expert: ExpertId, slot: Tensor, arrivals: SimpleQueue[Arrival]) -> None:
         """Order a copy into `slot` and return; exactly one Arrival follows in `arrivals`, failed or not."""
@@ -47,7 +46,6 @@ class HostLink:
     """Where slots are RAM: reader threads let the store write straight into them."""
 
     def __init__(self, store: ExpertStore, num_readers: int) -> None:
-        self.name = f"{store.tier}_to_device"
         self._store = store
         self._readers = ThreadPoolExecutor(num_readers, thread_name_prefix="pgmoe-reader")
 
@@ -60,24 +58,23 @@ class HostLink:
         self._readers.shutdown()
 
     def _carry(self, expert: ExpertId, slot: Tensor, arrivals: SimpleQueue[Arrival]) -> None:
-        begin = time.perf_counter()
+        begin, tier = time.perf_counter(), self._store.tier_of(expert)
         try:
             num_bytes = self._store.read(expert, slot)
         except Exception as error:  # whatever it is, the one who waits must hear of it
-            arrivals.put(Arrival(expert, 0, time.perf_counter() - begin, error=error))
+            arrivals.put(Arrival(expert, tier, 0, time.perf_counter() - begin, error=error))
         else:
-            arrivals.put(Arrival(expert, num_bytes, time.perf_counter() - begin))
+            arrivals.put(Arrival(expert, tier, num_bytes, time.perf_counter() - begin))
 
 
 class AcceleratorLink:
     """Where slots are device memory: pinned memory, a copy stream and events.
 
-    A host store is pinned already, so its copies are only enqueued. A disk store is read by threads into
-    pinned staging blobs first. For backends with CUDA's streams and events, of which the CPU's do nothing.
+    An expert in host memory is pinned already, so its copy is only enqueued. One on disk is read by a thread
+    into a pinned staging blob first. For backends with CUDA's streams and events; the CPU's do nothing.
     """
 
     def __init__(self, store: ExpertStore, num_readers: int, slot_bytes: int, device: torch.device) -> None:
-        self.name = f"{store.tier}_to_device"
         self._store = store
         self._device = device
         self._backend = torch.get_device_module(device)
@@ -85,7 +82,7 @@ class AcceleratorLink:
         self._stream = self._backend.Stream(**({} if device.type == "cpu" else {"device": device}))
         self._readers = ThreadPoolExecutor(num_readers, thread_name_prefix="pgmoe-reader")
         self._staging: SimpleQueue[tuple[Tensor, torch.Event | None]] = SimpleQueue()
-        if store.tier == "disk":
+        if "disk" in store.tiers:
             for _ in range(num_readers):
                 self._staging.put((page_aligned(slot_bytes, pinned=device.type != "cpu"), None))
 
@@ -94,7 +91,7 @@ class AcceleratorLink:
         released = self._backend.Event()
         # Kernels that still read the slot's former expert:
         released.record(self._backend.current_stream(self._device))
-        if self._store.tier == "disk":
+        if self._store.tier_of(expert) == "disk":
             self._readers.submit(self._carry, expert, slot, arrivals, released)
         else:
             self._carry(expert, slot, arrivals, released)
@@ -107,14 +104,14 @@ class AcceleratorLink:
     def _carry(
         self, expert: ExpertId, slot: Tensor, arrivals: SimpleQueue[Arrival], released: torch.Event
     ) -> None:
-        begin = time.perf_counter()
+        begin, tier = time.perf_counter(), self._store.tier_of(expert)
         try:
-            copied = self._copy_staged if self._store.tier == "disk" else self._copy_pinned
+            copied = self._copy_staged if tier == "disk" else self._copy_pinned
             num_bytes, event = copied(expert, slot, released)
         except Exception as error:  # whatever it is, the one who waits must hear of it
-            arrivals.put(Arrival(expert, 0, time.perf_counter() - begin, error=error))
+            arrivals.put(Arrival(expert, tier, 0, time.perf_counter() - begin, error=error))
         else:
-            arrivals.put(Arrival(expert, num_bytes, time.perf_counter() - begin, event))
+            arrivals.put(Arrival(expert, tier, num_bytes, time.perf_counter() - begin, event))
 
     def _copy_pinned(self, expert: ExpertId, slot: Tensor, released: torch.Event) -> tuple[int, torch.Event]:
         with self._backend.stream(self._stream):

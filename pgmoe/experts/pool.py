@@ -120,7 +120,7 @@ class ExpertPool:
         weights = self._layers[expert.layer].layout.views(slot, self._store.starts(expert))
         self._lent[expert] = LentExpert(expert.expert, weights)
         self._cache.finish(expert)
-        self._stats.transfer_bytes[self._link.name] += arrival.num_bytes
+        self._stats.transfer_bytes[f"{arrival.tier}_to_device"] += arrival.num_bytes
         self._stats.transfer_s.append(arrival.seconds)
 
     def lend(self, expert: ExpertId) -> LentExpert:

@@ -18,7 +18,12 @@ FAMILIES = ("olmoe", "mixtral", "gpt_oss", "deepseek_v3", "switch_transformers")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PROMPTS = Prompts.random(seed=30)
 on_device = partial(run, device="auto")
-STORES = {"host_to_device": "100%", "disk_to_device": "0"}
+LINKS = {
+    "100%": {"disk_to_host", "host_to_device"},
+    "50%": {"disk_to_host", "host_to_device", "disk_to_device"},
+    "0": {"disk_to_device"},
+}
+"""For each `host_memory`, the links that bytes go over."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ def resident(tiny: TinyCheckpoints) -> dict[tuple[str, torch.dtype], Run]:
 
 
 @pytest.mark.parametrize("budget", ["smallest", "30%", "60%"])
-@pytest.mark.parametrize("link", STORES)
+@pytest.mark.parametrize("host_memory", LINKS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_smaller_budget_changes_no_bit_on_the_accelerator(
@@ -40,25 +45,25 @@ def test_a_smaller_budget_changes_no_bit_on_the_accelerator(
     resident: dict[tuple[str, torch.dtype], Run],
     family: str,
     dtype: torch.dtype,
-    link: str,
+    host_memory: str,
     budget: str,
 ) -> None:
     folder = tiny(family, dtype)
     memory = smallest_budget(folder) if budget == "smallest" else budget
-    found = on_device(folder, PROMPTS, device_memory=memory, host_memory=STORES[link])
+    found = on_device(folder, PROMPTS, device_memory=memory, host_memory=host_memory)
     assert found.logits_one.device.type != "cpu"
-    assert set(found.stats.transfer_bytes) == {link}
+    assert set(found.stats.transfer_bytes) == LINKS[host_memory]
     assert found.num_slots < resident[family, dtype].num_slots
     found.same_as(resident[family, dtype])
 
 
-@pytest.mark.parametrize("link", STORES)
-def test_copies_and_compute_may_overlap_a_hundred_times(tiny: TinyCheckpoints, link: str) -> None:
+@pytest.mark.parametrize("host_memory", LINKS)
+def test_copies_and_compute_may_overlap_a_hundred_times(tiny: TinyCheckpoints, host_memory: str) -> None:
     """A slot given on while kernels still read it, or used before its bytes came, would show here."""
     folder = tiny("olmoe", torch.bfloat16)
     whole = on_device(folder, PROMPTS, num_tokens=100, device_memory="100%", host_memory="0")
     memory = smallest_budget(folder)
-    found = on_device(folder, PROMPTS, num_tokens=100, device_memory=memory, host_memory=STORES[link])
+    found = on_device(folder, PROMPTS, num_tokens=100, device_memory=memory, host_memory=host_memory)
     assert found.stats.num_misses > 100
     found.same_as(whole)
 

@@ -71,7 +71,7 @@ def test_every_number_of_slots_from_the_smallest_to_all_gives_the_same_bits(
 ) -> None:
     folder, whole = tiny("mixtral", torch.bfloat16), resident("mixtral", torch.bfloat16)
     plan = read_plan(str(folder))
-    shape = ExpertShape.of(plan.layers, plan.dense_bytes)
+    shape = ExpertShape.of(plan.layers, plan.loaded_bytes(torch.device("cpu")))
     for slots in range(shape.top_k, shape.num_experts + 1):
         found = run(folder, PROMPTS, device_memory=shape.dense_bytes + slots * shape.slot_bytes)
         assert found.num_slots == slots
@@ -83,7 +83,17 @@ def test_experts_from_host_memory_change_no_bit(
     tiny: TinyCheckpoints, resident: Resident, family: str, dtype: torch.dtype
 ) -> None:
     found = run(tiny(family, dtype), PROMPTS, device_memory="30%", host_memory="100%")
-    assert set(found.stats.transfer_bytes) == {"host_to_device"}
+    assert set(found.stats.transfer_bytes) == {"disk_to_host", "host_to_device"}
+    found.same_as(resident(family, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3", "switch_transformers", "nllb_moe"])
+def test_some_experts_from_host_memory_and_some_from_disk_change_no_bit(
+    tiny: TinyCheckpoints, resident: Resident, family: str, dtype: torch.dtype
+) -> None:
+    found = run(tiny(family, dtype), PROMPTS, device_memory="30%", host_memory="50%")
+    assert set(found.stats.transfer_bytes) == {"disk_to_host", "host_to_device", "disk_to_device"}
     found.same_as(resident(family, dtype))
 
 

@@ -56,7 +56,7 @@ def test_a_missing_model_is_found_before_anything_starts(tmp_path: Path) -> None
     [
         ({"dtype": "bfloat16"}, "experts are stored as float32"),
         ({"max_model_len": 10**7}, "model's context is"),
-        ({"host_memory": "4KiB"}, "does not hold all experts"),
+        ({"host_memory": "4KiB"}, "host_memory '4KiB' holds no expert"),
         ({"device": "gpu"}, "device 'gpu'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -1,62 +1,83 @@
-"""Experts kept in host memory: one arena, pinned where an accelerator copies from it."""
+"""Experts kept in host memory: all of them or some, pinned where an accelerator copies from it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 from torch import Tensor
 
-from pgmoe.experts.stores.base import ExpertStore
-from pgmoe.layout import ExpertId, ExpertLayer
+from pgmoe.experts.stores.base import ExpertStore, Tier
+from pgmoe.layout import PAGE, ExpertId, ExpertLayer
 from pgmoe.memory import page_aligned
 
 
 class HostStore:
-    """The host tier, holding every expert. See ExpertStore for the contract of its methods."""
+    """The host tier, holding the experts it is told to. See ExpertStore for the contract of its methods."""
 
-    tier = "host"
+    tiers: frozenset[Tier] = frozenset({"host"})
 
-    def __init__(self, layers: tuple[ExpertLayer, ...], *, pinned: bool) -> None:
-        """Reserve memory for all experts of all layers; `fill` reads them."""
-        self._slot_bytes = max(layer.layout.slot_bytes for layer in layers)
-        self._experts = [ExpertId(i, e) for i, layer in enumerate(layers) for e in range(layer.num_experts)]
-        self._place = {expert: place for place, expert in enumerate(self._experts)}
-        self._arena = page_aligned(self._slot_bytes * len(self._experts), pinned=pinned)
+    def __init__(self, layers: tuple[ExpertLayer, ...], held: Sequence[ExpertId], *, pinned: bool) -> None:
+        """Reserve memory for the experts `held`; `fill` reads them."""
+        slot_bytes = max(layer.layout.slot_bytes for layer in layers)
+        self._blobs: dict[ExpertId, Tensor] = {}
         self._starts: dict[ExpertId, dict[str, int]] = {}
+        step = slots_per_block(slot_bytes)
+        for first in range(0, len(held), step):
+            experts = held[first : first + step]
+            block = page_aligned(slot_bytes * len(experts), pinned=pinned).view(len(experts), slot_bytes)
+            self._blobs.update(zip(experts, block, strict=True))
 
     @property
     def nbytes(self) -> int:
         """Bytes of host memory held."""
-        return self._arena.nbytes
+        return sum(blob.nbytes for blob in self._blobs.values())
+
+    def __contains__(self, expert: ExpertId) -> bool:
+        """Whether it is held here."""
+        return expert in self._blobs
 
     def fill(
         self, source: ExpertStore, *, num_readers: int, progress: Callable[[int], None] | None = None
     ) -> None:
-        """Read every expert from `source`; `progress` gets the bytes of each. Raises ExpertReadError."""
+        """Read every held expert from `source`; `progress` gets the bytes of each. Raises ExpertReadError."""
 
         def load(expert: ExpertId) -> int:
             self._starts[expert] = source.starts(expert)
-            return source.read(expert, self.blob(expert))
+            return source.read(expert, self._blobs[expert])
 
         with ThreadPoolExecutor(num_readers, thread_name_prefix="pgmoe-fill") as pool:
-            for num_bytes in pool.map(load, self._experts):
+            for num_bytes in pool.map(load, self._blobs):
                 if progress is not None:  # in the caller's thread: it need not be safe for several
                     progress(num_bytes)
 
-    def blob(self, expert: ExpertId) -> Tensor:
-        """The expert's slot-sized piece of the arena (uint8)."""
-        begin = self._place[expert] * self._slot_bytes
-        return self._arena[begin : begin + self._slot_bytes]
+    def tier_of(self, expert: ExpertId) -> Tier:
+        """Host, for every one held."""
+        return "host"
 
     def starts(self, expert: ExpertId) -> dict[str, int]:
         """The same places as in the store that it was filled from."""
         return self._starts[expert]
 
     def read(self, expert: ExpertId, slot: Tensor) -> int:
-        """Copy the whole blob; on an accelerator it is enqueued on the current stream and returns at once."""
-        slot.copy_(self.blob(expert), non_blocking=True)
+        """Copy the whole blob."""
+        blob = self._blobs[expert]
+        if slot.is_cpu:  # by numpy: this is a reader thread, which must not enter OpenMP, as torch would
+            np.copyto(slot.numpy(), blob.numpy())
+        else:
+            slot.copy_(blob, non_blocking=True)
         return slot.nbytes
 
     def close(self) -> None:
-        """Nothing to give back before the arena itself goes."""
+        """Nothing to give back before the memory itself goes."""
+
+
+def slots_per_block(slot_bytes: int) -> int:
+    """How many slots to allocate at once, so that little is lost.
+
+    torch rounds every pinned allocation up to a power of two, which may double a large one. So many slots
+    fill a power of two but for less than a thirtieth of it.
+    """
+    block_bytes: int = 1 << (32 * slot_bytes).bit_length()
+    return (block_bytes - PAGE) // slot_bytes  # page_aligned takes a page more to align it

@@ -52,7 +52,9 @@ def test_the_result_can_be_had_as_json(tiny: TinyCheckpoints) -> None:
 
 
 @pytest.mark.usefixtures("bad_disk")
-@pytest.mark.parametrize("options", [[], ["--host-memory", "100%"], ["--device-memory", "9%"]])
+@pytest.mark.parametrize(
+    "options", [[], ["--host-memory", "100%"], ["--host-memory", "50%"], ["--device-memory", "9%"]]
+)
 def test_a_wrong_bit_is_told_with_its_layer_and_status_1(tiny: TinyCheckpoints, options: list[str]) -> None:
     run = CliRunner().invoke(app, ["selftest", str(tiny("mixtral")), "--tokens", "3", *options])
     assert run.exit_code == 1, run.output

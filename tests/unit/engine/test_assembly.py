@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from pgmoe.config import EngineConfig
 from pgmoe.engine.assembly import assemble, resolve_device, resolve_dtype
 from pgmoe.engine.engine import Engine
-from pgmoe.errors import BudgetTooSmall, CheckpointError, ConfigError
+from pgmoe.errors import BudgetTooSmall, CheckpointError, ConfigError, ExpertReadError
 from pgmoe.layout import BlobLayout, ExpertFFN, ExpertLayer
 from pgmoe.metrics.stats import ExpertStats
 from tests.conftest import TinyCheckpoints
@@ -49,7 +50,7 @@ def test_the_smallest_budget_named_for_a_model_works(
     assert assembly.num_slots == max(layer.top_k for layer in assembly.loaded.layers)
     slot_bytes = max(layer.layout.slot_bytes for layer in assembly.loaded.layers)
     assert assembly.loaded.dense_bytes + assembly.num_slots * slot_bytes == smallest
-    assembly.pool.close()
+    assembly.close()
 
 
 def test_the_type_is_that_of_the_experts() -> None:
@@ -85,7 +86,7 @@ FAILURES: dict[str, tuple[dict[str, object], type[Exception]]] = {
     "device": ({"device": "meta"}, ConfigError),
     "type": ({"dtype": "float16"}, ConfigError),
     "device memory": ({"device_memory": "1%"}, BudgetTooSmall),
-    "host memory": ({"host_memory": "50%"}, ConfigError),
+    "host memory": ({"host_memory": "4KiB"}, BudgetTooSmall),
     "model": ({"model": "/no/such/model"}, CheckpointError),
 }
 
@@ -127,24 +128,44 @@ def test_slots_that_memory_does_not_hold_are_refused_and_the_files_closed(
     assert not open_files(folder)
 
 
-def test_copying_to_host_memory_tells_progress_up_to_the_whole(tiny: TinyCheckpoints) -> None:
+@pytest.mark.parametrize(("host_memory", "num_held"), [("100%", 48), ("50%", 24), ("2.1%", 1)])
+def test_copying_to_host_memory_is_counted_and_told_up_to_the_whole(
+    tiny: TinyCheckpoints, host_memory: str, num_held: int
+) -> None:
     told: list[tuple[int, int]] = []
 
     def progress(done: int, total: int) -> None:
         told.append((done, total))
 
     folder = tiny("olmoe")
-    assembly = assemble(config(folder, host_memory="100%"), ExpertStats(), progress)
-    total = sum(layer.num_experts * layer.layout.weight_bytes for layer in assembly.loaded.layers)
+    stats = ExpertStats()
+    assembly = assemble(config(folder, host_memory=host_memory), stats, progress)
+    layers = assembly.loaded.layers
+    assert sum(layer.num_experts for layer in layers) == 48
+    total = num_held * layers[0].layout.weight_bytes
     assert told[-1] == (total, total)
     assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert dict(stats.transfer_bytes) == {"disk_to_host": total}
+    assembly.loaded.close()
+    assert bool(open_files(folder)) == (num_held < 48)  # no longer needed if host memory holds all
+    assembly.close()
     assert not open_files(folder)
-    assembly.pool.close()
 
 
-def test_a_closed_pool_holds_no_file_of_the_checkpoint(tiny: TinyCheckpoints) -> None:
+def test_a_copy_to_host_memory_that_fails_closes_the_files(tiny: TinyCheckpoints, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny("mixtral"), tmp_path / "model"))
+
+    def cut(done: int, total: int) -> None:
+        os.truncate(folder / "model.safetensors", 4096)
+
+    with pytest.raises(ExpertReadError, match=r"model\.safetensors"):
+        assemble(config(folder, host_memory="50%", num_readers=1), ExpertStats(), cut)
+    assert not open_files(folder)
+
+
+def test_a_closed_assembly_holds_no_file_of_the_checkpoint(tiny: TinyCheckpoints) -> None:
     folder = tiny("mixtral", torch.float32, "200KB")
     assembly = assemble(config(folder), ExpertStats())
     assert len(open_files(folder)) > 1
-    assembly.pool.close()
+    assembly.close()
     assert not open_files(folder)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgmoe.engine.memory_plan import HOST_SHARE, ExpertShape, plan_slots, wants_host_store
+from pgmoe.engine.memory_plan import HOST_SHARE, ExpertShape, plan_host_experts, plan_slots
 from pgmoe.errors import BudgetTooSmall, ConfigError
 
 MIB = 2**20
@@ -78,32 +78,60 @@ def test_nonsense_is_refused(budget: str | int) -> None:
         plan_slots(budget, SHAPE)
     if budget != "auto":
         with pytest.raises(ConfigError):
-            wants_host_store(budget, SHAPE, accelerator=True, free_ram=2**40)
+            plan_host_experts(budget, SHAPE, accelerator=True, free_ram=2**40)
 
 
-@pytest.mark.parametrize("budget", ["0", 0, "0%", "0MiB"])
-def test_no_host_memory_means_no_host_store(budget: str | int) -> None:
-    assert not wants_host_store(budget, SHAPE, accelerator=True, free_ram=2**40)
+@pytest.mark.parametrize(
+    ("budget", "held"),
+    [
+        ("0", 0),
+        (0, 0),
+        ("0%", 0),
+        ("0MiB", 0),
+        ("1MiB", 1),
+        (2 * MIB - 1, 1),
+        ("4.2%", 1),
+        ("50%", 12),
+        ("99.9%", 23),
+        ("23.99MiB", 23),
+        ("24MiB", 24),
+        ("100%", 24),
+        ("1GiB", 24),
+    ],
+)
+def test_host_memory_holds_whole_experts_and_never_more_than_all(budget: str | int, held: int) -> None:
+    for accelerator in (False, True):
+        assert plan_host_experts(budget, SHAPE, accelerator=accelerator, free_ram=24 * MIB) == held
 
 
-@pytest.mark.parametrize("budget", ["100%", "24MiB", 24 * MIB, "1GiB"])
-def test_enough_host_memory_means_a_host_store(budget: str | int) -> None:
-    assert wants_host_store(budget, SHAPE, accelerator=False, free_ram=24 * MIB)
+@pytest.mark.parametrize("budget", [1, MIB - 1, "4KiB", "4.1%", "0.01%"])
+def test_host_memory_for_no_expert_names_the_smallest_that_holds_one(budget: str | int) -> None:
+    with pytest.raises(BudgetTooSmall, match=r"smallest .* is 1MiB, or 4\.2% .*; give 0") as error:
+        plan_host_experts(budget, SHAPE, accelerator=False, free_ram=2**40)
+    assert f"host_memory {budget!r}" in str(error.value)
+    assert error.value.minimum_bytes == MIB
 
 
-@pytest.mark.parametrize("budget", ["50%", "99.9%", "23MiB", 1])
-def test_host_memory_for_some_experts_is_refused_with_the_way_out(budget: str | int) -> None:
-    with pytest.raises(ConfigError, match=r"does not hold all experts \(24MiB\); give that much, or 0"):
-        wants_host_store(budget, SHAPE, accelerator=False, free_ram=2**40)
+@given(shapes)
+def test_every_host_memory_that_is_named_as_the_smallest_holds_an_expert(shape: ExpertShape) -> None:
+    with pytest.raises(BudgetTooSmall) as error:
+        plan_host_experts(shape.slot_bytes - 1, shape, accelerator=False, free_ram=2**60)
+    named = re.search(r" is (\d+MiB), or ([\d.]+%) of", str(error.value))
+    assert named is not None
+    for budget in (error.value.minimum_bytes, named[1], named[2]):
+        assert plan_host_experts(budget, shape, accelerator=False, free_ram=2**60) >= 1
 
 
-def test_more_host_memory_than_is_free_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"24\.0 MiB, 23\.0 MiB of RAM are free; give 0"):
-        wants_host_store("100%", SHAPE, accelerator=False, free_ram=23 * MIB)
+@pytest.mark.parametrize(("budget", "held"), [("100%", 24), ("50%", 12), ("11MiB", 11), ("1GiB", 24)])
+def test_more_host_memory_than_is_free_is_refused(budget: str, held: int) -> None:
+    free_ram = held * MIB - 1
+    with pytest.raises(ConfigError, match=rf"{budget}': {held} experts take {held}\.0 MiB, .*; give less"):
+        plan_host_experts(budget, SHAPE, accelerator=False, free_ram=free_ram)
+    assert plan_host_experts(budget, SHAPE, accelerator=False, free_ram=free_ram + 1) == held
 
 
-def test_auto_takes_host_memory_for_an_accelerator_where_it_fits_well() -> None:
+def test_auto_holds_what_a_share_of_the_free_ram_does_on_an_accelerator_and_nothing_on_a_cpu() -> None:
     enough = int(SHAPE.expert_bytes / HOST_SHARE) + 1
-    assert wants_host_store("auto", SHAPE, accelerator=True, free_ram=enough)
-    assert not wants_host_store("auto", SHAPE, accelerator=True, free_ram=enough - 2)
-    assert not wants_host_store("auto", SHAPE, accelerator=False, free_ram=2**40)
+    for free_ram, held in [(2**40, 24), (enough, 24), (enough - 2, 23), (enough // 2, 12), (MIB, 0)]:
+        assert plan_host_experts("auto", SHAPE, accelerator=True, free_ram=free_ram) == held
+        assert plan_host_experts("auto", SHAPE, accelerator=False, free_ram=free_ram) == 0

@@ -27,6 +27,7 @@ from pgmoe.experts.slots import SlotArena
 from pgmoe.experts.stores.base import ExpertStore
 from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.experts.stores.host import HostStore
+from pgmoe.experts.stores.tiered import TieredStore, spread_evenly
 from pgmoe.layout import ExpertId, ExpertLayer
 from pgmoe.metrics.stats import ExpertStats
 from pgmoe.models.loader import load_model, read_plan
@@ -37,6 +38,7 @@ from tests.support.runs import all_logits
 CPU = torch.device("cpu")
 NUM_READERS = 2
 FAMILIES = ("olmoe", "gpt_oss")
+TIERS = {"disk": {"disk"}, "host": {"host"}, "mixed": {"disk", "host"}}
 
 
 def _layers(folder: Path) -> tuple[ExpertLayer, ...]:
@@ -53,12 +55,16 @@ def _link(store: ExpertStore, layers: tuple[ExpertLayer, ...]) -> Iterator[Link]
         store.close()
 
 
-def _store(tier: str, layers: tuple[ExpertLayer, ...]) -> ExpertStore:
+def _store(tiers: str, layers: tuple[ExpertLayer, ...]) -> ExpertStore:
     disk = DiskStore(layers)
-    if tier == "disk":
+    if tiers == "disk":
         return disk
-    host = HostStore(layers, pinned=False)
+    num_experts = ExpertShape.of(layers, 0).num_experts
+    held = spread_evenly(layers, num_experts if tiers == "host" else num_experts // 2)
+    host = HostStore(layers, held, pinned=False)
     host.fill(disk, num_readers=NUM_READERS)
+    if tiers == "mixed":
+        return TieredStore(host, disk)
     disk.close()
     return host
 
@@ -80,17 +86,18 @@ def _arena(layers: tuple[ExpertLayer, ...]) -> SlotArena:
     return SlotArena(shape.num_experts, shape.slot_bytes, CPU)
 
 
-@pytest.mark.parametrize("tier", ["disk", "host"])
+@pytest.mark.parametrize("tiers", TIERS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_experts_bytes_land_in_its_slot(tiny: TinyCheckpoints, family: str, tier: str) -> None:
+def test_every_experts_bytes_land_in_its_slot(tiny: TinyCheckpoints, family: str, tiers: str) -> None:
     layers = _layers(tiny(family, torch.bfloat16))
-    store = _store(tier, layers)
+    store = _store(tiers, layers)
     with _link(store, layers) as link:
         slots, arrivals = _fetch_all(link, layers, _arena(layers))
-        assert link.name == f"{tier}_to_device"
+        assert {a.tier for a in arrivals} == TIERS[tiers]
         assert {a.expert for a in arrivals} == set(slots)
         for arrival in arrivals:
             assert arrival.error is None
+            assert arrival.tier == store.tier_of(arrival.expert)
             assert arrival.event is not None
             layer = layers[arrival.expert.layer]
             assert arrival.num_bytes >= layer.layout.weight_bytes
@@ -121,11 +128,11 @@ def test_errors_arrive_and_the_staging_memory_is_given_back(tiny: TinyCheckpoint
 
 
 def _logits(
-    folder: Path, tier: str, make_link: Callable[[ExpertStore, int], Link]
+    folder: Path, tiers: str, make_link: Callable[[ExpertStore, int], Link]
 ) -> tuple[Tensor, ExpertStats]:
     """All logits of a prompt, with one slot more than a token needs."""
     loaded = load_model(read_plan(str(folder)), dtype=torch.bfloat16, device=CPU)
-    shape, store, stats = ExpertShape.of(loaded.layers, 0), _store(tier, loaded.layers), ExpertStats()
+    shape, store, stats = ExpertShape.of(loaded.layers, 0), _store(tiers, loaded.layers), ExpertStats()
     num_slots = shape.top_k + 1
     pool = ExpertPool(
         loaded.layers,
@@ -141,13 +148,16 @@ def _logits(
     return logits, stats
 
 
-@pytest.mark.parametrize("tier", ["disk", "host"])
+@pytest.mark.parametrize("tiers", TIERS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_computes_the_same_through_either_link(tiny: TinyCheckpoints, family: str, tier: str) -> None:
+def test_a_model_computes_the_same_through_either_link(
+    tiny: TinyCheckpoints, family: str, tiers: str
+) -> None:
     folder = tiny(family, torch.bfloat16)
     staged, stats = _logits(
-        folder, tier, lambda store, slot_bytes: AcceleratorLink(store, NUM_READERS, slot_bytes, CPU)
+        folder, tiers, lambda store, slot_bytes: AcceleratorLink(store, NUM_READERS, slot_bytes, CPU)
     )
-    plain, _ = _logits(folder, tier, lambda store, _: HostLink(store, NUM_READERS))
+    plain, _ = _logits(folder, tiers, lambda store, _: HostLink(store, NUM_READERS))
     assert stats.evictions.total() > 0
+    assert set(stats.transfer_bytes) == {f"{tier}_to_device" for tier in TIERS[tiers]}
     assert torch.equal(staged, plain)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pgmoe.errors import ExpertReadError
-from pgmoe.experts.stores.base import ExpertStore
+from pgmoe.experts.stores.base import ExpertStore, Tier
 from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.layout import ExpertId, ExpertLayer
 from tests.support.expert_files import PoolParts, write_layers
@@ -34,14 +34,16 @@ def store(layers: tuple[ExpertLayer, ...]) -> Iterator[DiskStore]:
 class GatedStore:
     """A store whose reads first pass `enter`, which may wait or fail."""
 
-    tier = "disk"
-
     def __init__(self, store: ExpertStore) -> None:
         """`store` stays open when this one is closed."""
         self.store = store
+        self.tiers = store.tiers
 
     def enter(self, expert: ExpertId) -> None:
         raise NotImplementedError
+
+    def tier_of(self, expert: ExpertId) -> Tier:
+        return self.store.tier_of(expert)
 
     def starts(self, expert: ExpertId) -> dict[str, int]:
         return self.store.starts(expert)
