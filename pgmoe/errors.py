@@ -15,7 +15,8 @@
     ├── EngineClosed           the engine is shut down
     ├── DeadlineExceeded       the request's own deadline passed
     ├── RequestCancelled       its caller, or who stood between, gave the request up
-    ├── ExpertReadError        the bytes of one expert could not be read
+    ├── WeightReadError        bytes that are read while serving could not be had
+    │   └── ExpertReadError    those of one expert
     ├── NonFiniteLogits        the model computed NaN or infinity
     └── GenerationFailed       anything unforeseen that ended a request; the log has it
 
@@ -89,7 +90,11 @@ class RequestCancelled(PgmoeError):
     """The request was given up before it was finished: by its caller, or on its way."""
 
 
-class ExpertReadError(PgmoeError):
+class WeightReadError(PgmoeError):
+    """Weights that are read while serving could not be had; the message names tensor and file."""
+
+
+class ExpertReadError(WeightReadError):
     """The bytes of one expert could not be read; the message names expert and file."""
 
 

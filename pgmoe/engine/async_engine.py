@@ -77,7 +77,7 @@ class AsyncEngine:
 
         Closing the iterator, or cancelling its task, stops the generation at the next step. Raises
         InvalidRequest, PromptTooLong or EngineOverloaded before the first piece; DeadlineExceeded,
-        ExpertReadError or EngineClosed at any time.
+        WeightReadError or EngineClosed at any time.
         """
         listener = _Listener(asyncio.get_running_loop(), asyncio.Queue())
         if self._listeners.setdefault(request.request_id, listener) is not listener:

@@ -57,7 +57,7 @@ class Engine:
             self._eos = self._runner.eos_token_ids()
             self.info = _model_info(config, self._assembly, self._runner)
         except BaseException:
-            self._assembly.pool.close()
+            self._assembly.close()
             raise
         self._intake = Intake(self.info, self.tokenizer, self._runner, device)
         self._scheduler = Scheduler(config.max_running, config.max_waiting)
@@ -143,7 +143,7 @@ class Engine:
             open_ = list(self._sequences.values())
         for sequence in open_:
             self._end(sequence, "cancelled")
-        self._assembly.pool.close()
+        self._assembly.close()
 
     def _check_open(self) -> None:
         if self._closed:

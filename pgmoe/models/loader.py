@@ -32,6 +32,13 @@ class LoadedModel:
     """Routed experts in execution order; `layers[i]` belongs to `sockets[i]`."""
     sockets: tuple[ExpertSocket, ...]
     dense_bytes: int
+    embedding: StoredEmbedding | None
+    """The input embedding, if it stays in its file."""
+
+    def close(self) -> None:
+        """Give back files. The model computes no more."""
+        if self.embedding is not None:
+            self.embedding.close()
 
     def plug(self, make: Callable[[int, ExpertLayer], moe.RoutedExperts]) -> None:
         """Give every MoE layer the object that it calls for its routed experts."""
@@ -112,7 +119,7 @@ def load_model(plan: ModelPlan, *, dtype: torch.dtype, device: torch.device) -> 
         embedding=embedding,
     )
     sockets = tuple(find_sockets(model))
-    return LoadedModel(model, plan.checkpoint, plan.layers, sockets, num_bytes(model))
+    return LoadedModel(model, plan.checkpoint, plan.layers, sockets, num_bytes(model), embedding)
 
 
 def _read_config(checkpoint: Checkpoint) -> PretrainedConfig:

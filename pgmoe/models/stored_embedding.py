@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pgmoe.errors import CorruptCheckpoint
+from pgmoe.errors import CorruptCheckpoint, WeightReadError
 from pgmoe.models.checkpoint import Checkpoint, StoredTensor
 
 
@@ -23,21 +23,28 @@ class StoredEmbedding(nn.Module):
     def __init__(self, stored: StoredTensor, dtype: torch.dtype) -> None:
         """`stored` is (V, D) of any type; rows come out in `dtype`. Raises CorruptCheckpoint."""
         super().__init__()
+        self.num_embeddings, self.embedding_dim = stored.shape
         self._stored = stored
         self._dtype = dtype
         try:
             self._file = os.open(stored.path, os.O_RDONLY)
         except OSError as error:
             raise CorruptCheckpoint(f"{stored.path}: {error.strerror}; copy the file again") from error
-        weakref.finalize(self, os.close, self._file)
+        self._closer = weakref.finalize(self, os.close, self._file)
+
+    def close(self) -> None:
+        """Give back the file, as the end of the model would. Nothing is looked up after it."""
+        self._closer()
+        self._file = -1
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Token ids of any shape, on the CPU -> (..., D). Raises IndexError, CorruptCheckpoint."""
-        num_rows, width = self._stored.shape
+        """Token ids of any shape, on the CPU -> (..., D). Raises IndexError, WeightReadError."""
         tokens, places = torch.unique(ids, return_inverse=True)
-        if len(tokens) and not 0 <= int(tokens[0]) <= int(tokens[-1]) < num_rows:
-            raise IndexError(f"token ids {int(tokens[0])} to {int(tokens[-1])}: there are {num_rows} rows")
-        rows = torch.empty(len(tokens), width, dtype=self._stored.dtype)
+        if len(tokens) and not 0 <= int(tokens[0]) <= int(tokens[-1]) < self.num_embeddings:
+            raise IndexError(
+                f"token ids {int(tokens[0])} to {int(tokens[-1])}: there are {self.num_embeddings} rows"
+            )
+        rows = torch.empty(len(tokens), self.embedding_dim, dtype=self._stored.dtype)
         for row, token in zip(rows.view(torch.uint8).numpy(), tokens.tolist(), strict=True):
             self._read(row.data, token)
         return rows[places].to(self._dtype)
@@ -48,10 +55,10 @@ class StoredEmbedding(nn.Module):
             try:
                 count = os.preadv(self._file, [row[done:]], begin + done)
             except OSError as error:
-                raise CorruptCheckpoint(f"{self._stored.path}: {error.strerror}") from error
+                raise WeightReadError(f"{self._stored.key}: {self._stored.path}: {error.strerror}") from error
             if not count:
-                raise CorruptCheckpoint(
-                    f"{self._stored.path}: ends inside tensor {self._stored.key}; copy the file again"
+                raise WeightReadError(
+                    f"{self._stored.key}: {self._stored.path} ends inside it: truncated; copy the file again"
                 )
             done += count
 

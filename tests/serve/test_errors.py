@@ -16,6 +16,7 @@ from pgmoe.errors import (
     PgmoeError,
     PromptTooLong,
     RequestCancelled,
+    WeightReadError,
 )
 
 OURS: list[tuple[PgmoeError, int, StatusCode]] = [
@@ -27,6 +28,7 @@ OURS: list[tuple[PgmoeError, int, StatusCode]] = [
     (RequestCancelled("m"), 499, StatusCode.CANCELLED),
     (EngineClosed("m"), 503, StatusCode.UNAVAILABLE),
     (ExpertReadError("m"), 500, StatusCode.INTERNAL),
+    (WeightReadError("m"), 500, StatusCode.INTERNAL),
 ]
 each = pytest.mark.parametrize(("error", "http", "grpc"), OURS, ids=lambda v: type(v).__name__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from pgmoe.models.loader import read_plan
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -48,3 +51,11 @@ def edit_index(folder: Path, change: Callable[[dict[str, str]], object]) -> None
 def cut(path: Path, num_bytes: int) -> None:
     """Keep the first bytes only, or all but the last where negative."""
     path.write_bytes(path.read_bytes()[:num_bytes])
+
+
+def cut_experts(folder: Path) -> None:
+    """End the only weight file where the first expert begins; what comes before, the embedding, stays."""
+    layers = read_plan(str(folder)).layers
+    os.truncate(
+        folder / WEIGHTS, min(e.offset for layer in layers for extents in layer.extents for e in extents)
+    )

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from pgmoe.errors import BudgetTooSmall, ExpertReadError, PromptTooLong
 from pgmoe.models.loader import read_plan
 from pgmoe.selftest import read_plainly, run_selftest
 from tests.conftest import TinyCheckpoints
-from tests.support.damage import WEIGHTS
+from tests.support.damage import WEIGHTS, cut_experts
 from tests.support.expert_files import file_bytes, flip_sign_bits, tensor_bytes, write_layers
 
 
@@ -64,7 +63,7 @@ def test_bytes_that_change_in_the_file_are_found_and_the_first_layer_is_named(
 def test_a_file_cut_during_the_test_is_an_error_that_names_it(tiny: TinyCheckpoints, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny("mixtral"), tmp_path / "model")
     with pytest.raises(ExpertReadError, match=WEIGHTS):
-        run_selftest(config(folder), 8, lambda *_: os.truncate(folder / WEIGHTS, 5000))
+        run_selftest(config(folder), 8, lambda _, done, __: done == 1 and cut_experts(folder))
 
 
 def test_plain_reads_give_the_files_bytes(tmp_path: Path) -> None:

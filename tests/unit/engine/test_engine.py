@@ -22,9 +22,11 @@ from pgmoe.errors import (
     InvalidRequest,
     NonFiniteLogits,
     PromptTooLong,
+    WeightReadError,
 )
 from pgmoe.request import Completion, Request, SamplingParams
 from tests.conftest import TinyCheckpoints
+from tests.support.damage import cut_experts
 
 PROMPT = (5, 6, 7, 8)
 LONG = SamplingParams(max_tokens=200, temperature=0, ignore_eos=True)
@@ -155,8 +157,9 @@ def test_latencies_are_counted_for_each_request(tiny: TinyCheckpoints) -> None:
 
 
 @pytest.mark.parametrize("direct_io", [True, False])
+@pytest.mark.parametrize(("num_bytes", "kind"), [(None, ExpertReadError), (4096, WeightReadError)])
 def test_a_file_cut_short_ends_the_request_that_needs_it_and_a_whole_one_heals(
-    tiny: TinyCheckpoints, tmp_path: Path, direct_io: bool
+    tiny: TinyCheckpoints, tmp_path: Path, num_bytes: int | None, kind: type[Exception], direct_io: bool
 ) -> None:
     folder = Path(shutil.copytree(tiny("mixtral"), tmp_path / "model"))
     file = folder / "model.safetensors"
@@ -168,12 +171,14 @@ def test_a_file_cut_short_ends_the_request_that_needs_it_and_a_whole_one_heals(
     add(engine, "met")
     add(engine, "spared")
     told = run(engine, num_steps=2)
-    os.truncate(file, 4096)
+    cut_experts(folder)
+    if num_bytes is not None:
+        os.truncate(file, num_bytes)
     (failed,) = engine.step()
     file.write_bytes(content)  # the same file, for those who have it open
     told["spared"] += run(engine)["spared"]
     assert failed.request_id == "met"
-    assert isinstance(failed.error, ExpertReadError)
+    assert type(failed.error) is kind
     assert str(file) in str(failed.error)
     assert whole(told["spared"]).token_ids == expected
     assert engine.stats.finished == {"length": 2, "error": 1}

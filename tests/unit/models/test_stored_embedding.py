@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pgmoe.errors import CorruptCheckpoint
+from pgmoe.errors import CorruptCheckpoint, WeightReadError
 from pgmoe.models.checkpoint import Checkpoint
 from pgmoe.models.loader import load_model, read_plan
 from pgmoe.models.stored_embedding import StoredEmbedding
@@ -78,7 +78,7 @@ def test_a_file_cut_short_is_named_and_whole_rows_are_still_to_be_had(folder: Pa
     row = stored.nbytes // stored.shape[0]
     os.truncate(folder / WEIGHTS, stored.offset + 5 * row + 1)
     assert embedding(torch.tensor([4])).shape == (1, stored.shape[1])
-    with pytest.raises(CorruptCheckpoint, match=rf"{folder / WEIGHTS}: ends inside tensor {KEY}"):
+    with pytest.raises(WeightReadError, match=rf"{KEY}: {folder / WEIGHTS} ends inside it"):
         embedding(torch.tensor([5]))
 
 
@@ -106,3 +106,9 @@ def test_the_file_is_closed_with_the_model(folder: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before + 1
     del embedding
     assert len(os.listdir("/proc/self/fd")) == before
+    embedding = StoredEmbedding(stored, torch.float32)
+    embedding.close()
+    embedding.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(WeightReadError):
+        embedding(torch.tensor([1]))
