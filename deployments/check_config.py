@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
@@ -52,12 +53,13 @@ def _check_application(args: ServeArgs) -> list[str]:
     plan = read_plan(config.model)
     resolve_dtype(config.dtype, plan.layers)
     check_context(config.max_model_len, context_of(plan.config))
-    shape = ExpertShape.of(plan.layers, plan.dense_bytes)
+    device = torch.device(config.device) if missing else resolve_device(config.device)
+    shape = ExpertShape.of(plan.layers, plan.loaded_bytes(device))
     slots = plan_slots(config.device_memory, shape)
     # Another machine's RAM cannot be told from here.
     room = shape.expert_bytes if missing else free_ram()
-    plan_host_experts(config.host_memory, shape, accelerator=config.device != "cpu", free_ram=room)
-    total = shape.dense_bytes + shape.expert_bytes
+    plan_host_experts(config.host_memory, shape, accelerator=device.type != "cpu", free_ram=room)
+    total = plan.dense_bytes + shape.expert_bytes
     summary = (
         f"{config.name}: {plan.model_class.__name__}, {format_bytes(total)}; device_memory "
         f"{config.device_memory} holds {slots} of {shape.num_experts} experts"
