@@ -22,8 +22,8 @@ from pgmoe.engine.assembly import resolve_device, resolve_dtype
 from pgmoe.engine.free_memory import free_ram
 from pgmoe.engine.memory_plan import ExpertShape, plan_host_experts, plan_slots
 from pgmoe.engine.runner import check_context, context_of
-from pgmoe.errors import ConfigError, PgmoeError
-from pgmoe.models.loader import read_plan
+from pgmoe.errors import BudgetTooSmall, ConfigError, PgmoeError
+from pgmoe.models.loader import ModelPlan, read_plan
 from pgmoe.units import format_bytes
 
 OURS = "deployments.app:build"
@@ -64,7 +64,18 @@ def _check_application(args: ServeArgs) -> list[str]:
         f"{config.name}: {plan.model_class.__name__}, {format_bytes(total)}; device_memory "
         f"{config.device_memory} holds {slots} of {shape.num_experts} experts"
     )
-    return [summary, *missing]
+    return [summary, *missing, *_gpu_budget(config, plan)]
+
+
+def _gpu_budget(config: EngineConfig, plan: ModelPlan) -> list[str]:
+    """A remark if this machine has no GPU and those that do need more device memory."""
+    if config.device != "auto" or resolve_device("auto").type != "cpu":
+        return []
+    try:
+        plan_slots(config.device_memory, ExpertShape.of(plan.layers, plan.dense_bytes))
+    except BudgetTooSmall as error:
+        return [f"warning: on a GPU {error}"]
+    return []
 
 
 def _missing_device(config: EngineConfig) -> list[str]:

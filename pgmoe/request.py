@@ -201,6 +201,7 @@ class ModelInfo:
     """Per layer."""
     top_k: int
     dense_bytes: int
+    """Of memory that everything but the experts takes."""
     expert_bytes: int
     """Of one expert."""
     num_slots: int
@@ -212,5 +213,5 @@ class ModelInfo:
 
     @property
     def total_bytes(self) -> int:
-        """Dense weights and all experts."""
+        """Of memory that the model takes with all experts on the device."""
         return self.dense_bytes + self.num_moe_layers * self.num_experts * self.expert_bytes

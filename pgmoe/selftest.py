@@ -11,7 +11,8 @@ expert is the engine's own here, too; that one is held against transformers by t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -132,7 +133,18 @@ def run_selftest(config: EngineConfig, num_tokens: int, progress: Progress | Non
 
     Raises ConfigError or CheckpointError as an engine would.
     """
-    engine = _open(config, progress)
+    report, answer, fits = _offloaded(config, num_tokens, progress)  # the memory of its engine is free again
+    if not fits:
+        return report
+    return replace(report, resident_equal=_resident(config, num_tokens, progress) == answer)
+
+
+def _offloaded(
+    config: EngineConfig, num_tokens: int, progress: Progress | None
+) -> tuple[SelfTestReport, list[object], bool]:
+    """What the checks of all layers found, the answer's substance, and whether all experts would fit."""
+    copying = None if progress is None else partial(progress, "experts to host memory")
+    engine = Engine(config, copying)
     try:
         checks = _put_checks(engine)
         pieces = _answer(engine, num_tokens, "offloaded run", progress)
@@ -141,19 +153,14 @@ def run_selftest(config: EngineConfig, num_tokens: int, progress: Progress | Non
     finally:
         engine.close()
     found = [c.difference for c in checks if c.difference is not None]
-    return SelfTestReport(
+    report = SelfTestReport(
         num_layers=len(checks),
         num_tokens=len(pieces),
         num_experts_checked=sum(c.num_experts for c in checks),
         difference=min(found, key=lambda d: d.call) if found else None,  # the earliest layer among equals
-        resident_equal=_resident(config, num_tokens, progress) == _substance(pieces) if fits else None,
+        resident_equal=None,
     )
-
-
-def _open(config: EngineConfig, progress: Progress | None) -> Engine:
-    if progress is None:
-        return Engine(config)
-    return Engine(config, lambda done, total: progress("experts to host memory", done, total))
+    return report, _substance(pieces), fits
 
 
 def _put_checks(engine: Engine) -> list[LayerCheck]:
@@ -184,7 +191,7 @@ def _answer(engine: Engine, num_tokens: int, run: str, progress: Progress | None
 
 
 def _resident(config: EngineConfig, num_tokens: int, progress: Progress | None) -> list[object]:
-    engine = _open(config.model_copy(update={"device_memory": "100%"}), progress)
+    engine = Engine(config.model_copy(update={"device_memory": "100%", "host_memory": "0"}))
     try:
         return _substance(_answer(engine, num_tokens, "resident run", progress))
     finally:

@@ -39,12 +39,12 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Show layers, experts and bytes of a checkpoint, read from its headers alone."""
-    from pgmoe.engine.assembly import resolve_device
+    from pgmoe.engine.assembly import parse_device
     from pgmoe.engine.memory_plan import ExpertShape
     from pgmoe.models.loader import read_plan
 
     plan = read_plan(model)
-    loaded_bytes = plan.loaded_bytes(resolve_device(device))
+    loaded_bytes = plan.loaded_bytes(parse_device(device))
     shape = ExpertShape.of(plan.layers, loaded_bytes)
     expert_bytes = max(layer.layout.weight_bytes for layer in plan.layers)
     fits = [_fit(device_memory, shape)] if device_memory else _shares(shape)

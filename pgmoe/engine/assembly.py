@@ -42,8 +42,9 @@ class Assembly:
 
     def close(self) -> None:
         """Stop reading and give back files."""
-        self.pool.close()
-        self.loaded.close()
+        with ExitStack() as last:
+            last.callback(self.loaded.close)
+            self.pool.close()
 
 
 def assemble(config: EngineConfig, stats: ExpertStats, progress: Progress | None = None) -> Assembly:
@@ -56,7 +57,9 @@ def assemble(config: EngineConfig, stats: ExpertStats, progress: Progress | None
     # Budgets that cannot be honoured fail here, before anything is loaded.
     num_slots = plan_slots(config.device_memory, shape)
     accelerator = device.type != "cpu"
-    num_in_host = plan_host_experts(config.host_memory, shape, accelerator=accelerator, free_ram=free_ram())
+    on_device = shape.dense_bytes + num_slots * shape.slot_bytes
+    room = free_ram() if accelerator else max(0, free_ram() - on_device)
+    num_in_host = plan_host_experts(config.host_memory, shape, accelerator=accelerator, free_ram=room)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     loaded = load_model(plan, dtype=dtype, device=device)
@@ -74,15 +77,19 @@ def assemble(config: EngineConfig, stats: ExpertStats, progress: Progress | None
     return Assembly(loaded, pool, num_slots, device, dtype)
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto` or a torch device name. Raises ConfigError if there is no such device here."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+def parse_device(name: str) -> torch.device:
+    """A torch device's name, or `auto` for the accelerator if there is one here. Raises ConfigError."""
     if name == "auto":
-        return accelerator or torch.device("cpu")
+        return _accelerator() or torch.device("cpu")
     try:
-        device = torch.device(name)
+        return torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device {name!r}: {str(error).splitlines()[0]}") from error
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of this name on this machine. Raises ConfigError if there is no such one here."""
+    device, accelerator = parse_device(name), _accelerator()
     if device.type != "cpu" and (accelerator is None or device.type != accelerator.type):
         here = accelerator.type if accelerator else "none"
         raise ConfigError(f"device {name!r}: this machine's accelerator is {here}; use cpu or auto")
@@ -90,6 +97,10 @@ def resolve_device(name: str) -> torch.device:
     if device.index is not None and device.index >= count:
         raise ConfigError(f"device {name!r}: there is {device.type}:0 to {device.type}:{count - 1} here")
     return device
+
+
+def _accelerator() -> torch.device | None:
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 
 
 def resolve_dtype(name: str, layers: tuple[ExpertLayer, ...]) -> torch.dtype:

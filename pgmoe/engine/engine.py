@@ -259,7 +259,7 @@ def _model_info(config: EngineConfig, assembly: Assembly, runner: ModelRunner) -
         num_moe_layers=len(layers),
         num_experts=max(layer.num_experts for layer in layers),
         top_k=max(layer.top_k for layer in layers),
-        dense_bytes=assembly.loaded.dense_bytes,
+        dense_bytes=assembly.loaded.loaded_bytes,
         expert_bytes=max(layer.layout.weight_bytes for layer in layers),
         num_slots=assembly.num_slots,
         max_model_len=check_context(config.max_model_len, runner.context),

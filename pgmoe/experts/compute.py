@@ -29,7 +29,8 @@ class PooledExperts:
     def __call__(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """hidden (N, D), top_k_index (N, K) int64, top_k_weights (N, K) -> (N, D) in hidden's dtype.
 
-        Entries of top_k_index at or above the number of experts are skipped. Raises ExpertReadError.
+        A token's entries of top_k_index are distinct; those at or above the number of experts are skipped.
+        Not differentiable. Raises ExpertReadError.
         """
         if len(hidden) == 1:
             return self._one_token(hidden, top_k_index[0], top_k_weights[0])
@@ -61,9 +62,9 @@ class PooledExperts:
 class LoneToken:
     """One token on its way through K experts, which may come a few at a time and in any order.
 
-    Activation and norm run over all K rows whenever some are new: a vectorised loop may round an element
-    differently at the end of its range than in the middle, so rows must lie in the same range however the
-    experts came.
+    Activation and norm run over all K rows whenever some are new. A vectorised loop may round the last few
+    elements of its range differently (float32 `silu` does, over rows without gaps), so a row must lie in the
+    same range however the experts came.
     """
 
     def __init__(self, layer: ExpertLayer, x_D: Tensor, num_experts: int) -> None:

@@ -18,7 +18,10 @@ class ExpertStats:
     misses: Counter[int] = field(default_factory=Counter)
     evictions: Counter[int] = field(default_factory=Counter)
     transfer_bytes: Counter[str] = field(default_factory=Counter)
-    """Bytes copied, by link: `disk_to_host`, `disk_to_device`, `host_to_device`."""
+    """Bytes copied, by link: `disk_to_host`, `disk_to_device`, `host_to_device`.
+
+    From disk, of the weights; from host memory, of whole slots, which have padding between the tensors.
+    """
     transfer_s: deque[float] = field(default_factory=lambda: deque(maxlen=65536), repr=False)
     """Seconds each expert's copy took; readers pop from the left."""
     stall_s: float = 0.0

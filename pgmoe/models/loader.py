@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +32,8 @@ class LoadedModel:
     layers: tuple[ExpertLayer, ...]
     """Routed experts in execution order; `layers[i]` belongs to `sockets[i]`."""
     sockets: tuple[ExpertSocket, ...]
-    dense_bytes: int
+    loaded_bytes: int
+    """Bytes of memory that everything but the experts takes."""
     embedding: StoredEmbedding | None
     """The input embedding, if it stays in its file."""
 
@@ -107,17 +109,20 @@ def load_model(plan: ModelPlan, *, dtype: torch.dtype, device: torch.device) -> 
     """
     stored = {key: plan.checkpoint.tensors[key] for key in plan.dense_keys}
     embedding = None
-    if plan.embedding is not None and device.type == "cpu":
-        embedding = StoredEmbedding(stored.pop(plan.embedding.key), dtype)
-    model = fill(
-        plan.checkpoint,
-        plan.config,
-        plan.model_class,
-        stored,
-        dtype=dtype,
-        device=device,
-        embedding=embedding,
-    )
+    with ExitStack() as on_failure:
+        if plan.embedding is not None and device.type == "cpu":
+            embedding = StoredEmbedding(stored.pop(plan.embedding.key), dtype)
+            on_failure.callback(embedding.close)
+        model = fill(
+            plan.checkpoint,
+            plan.config,
+            plan.model_class,
+            stored,
+            dtype=dtype,
+            device=device,
+            embedding=embedding,
+        )
+        on_failure.pop_all()
     sockets = tuple(find_sockets(model))
     return LoadedModel(model, plan.checkpoint, plan.layers, sockets, num_bytes(model), embedding)
 

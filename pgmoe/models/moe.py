@@ -20,7 +20,8 @@ class RoutedExperts(Protocol):
     def __call__(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Sum over each token's experts of weight * expert(token).
 
-        hidden (N, D); top_k_index (N, k) int64, entries >= the number of experts are skipped;
+        hidden (N, D); top_k_index (N, k) int64, distinct for each token, entries >= the number of experts are
+        skipped;
         top_k_weights (N, k). Returns (N, D) in hidden's dtype. Experts are added in ascending order,
         each rounded to that dtype, as transformers' eager implementation does.
         """

@@ -30,6 +30,7 @@ class StoredEmbedding(nn.Module):
             self._file = os.open(stored.path, os.O_RDONLY)
         except OSError as error:
             raise CorruptCheckpoint(f"{stored.path}: {error.strerror}; copy the file again") from error
+        os.posix_fadvise(self._file, stored.offset, stored.nbytes, os.POSIX_FADV_RANDOM)
         self._closer = weakref.finalize(self, os.close, self._file)
 
     def close(self) -> None:
@@ -70,15 +71,11 @@ def find_embedding(model: PreTrainedModel, checkpoint: Checkpoint) -> StoredTens
     under another name.
     """
     embedding = model.get_input_embeddings()
-    config = model.config
-    tied = (
-        config.is_encoder_decoder
-        or config.tie_word_embeddings
-        or config.get_text_config().tie_word_embeddings
-    )
-    if tied or type(embedding) is not nn.Embedding:
+    if model.config.is_encoder_decoder or type(embedding) is not nn.Embedding:
         return None
-    name = next(name for name, module in model.named_modules() if module is embedding)
-    stored = checkpoint.tensors.get(f"{name}.weight")
+    names = [n for n, p in model.named_parameters(remove_duplicate=False) if p is embedding.weight]
+    if len(names) > 1:  # tied, to the output layer for one
+        return None
+    stored = checkpoint.tensors.get(names[0])
     whole = stored is not None and stored.shape == tuple(embedding.weight.shape)
     return stored if whole else None

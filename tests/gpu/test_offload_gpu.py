@@ -49,7 +49,7 @@ def test_a_smaller_budget_changes_no_bit_on_the_accelerator(
     budget: str,
 ) -> None:
     folder = tiny(family, dtype)
-    memory = smallest_budget(folder) if budget == "smallest" else budget
+    memory = smallest_budget(folder, "auto") if budget == "smallest" else budget
     found = on_device(folder, PROMPTS, device_memory=memory, host_memory=host_memory)
     assert found.logits_one.device.type != "cpu"
     assert set(found.stats.transfer_bytes) == LINKS[host_memory]
@@ -62,7 +62,7 @@ def test_copies_and_compute_may_overlap_a_hundred_times(tiny: TinyCheckpoints, h
     """A slot given on while kernels still read it, or used before its bytes came, would show here."""
     folder = tiny("olmoe", torch.bfloat16)
     whole = on_device(folder, PROMPTS, num_tokens=100, device_memory="100%", host_memory="0")
-    memory = smallest_budget(folder)
+    memory = smallest_budget(folder, "auto")
     found = on_device(folder, PROMPTS, num_tokens=100, device_memory=memory, host_memory=host_memory)
     assert found.stats.num_misses > 100
     found.same_as(whole)

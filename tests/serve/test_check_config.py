@@ -12,7 +12,9 @@ import torch
 import yaml
 
 from deployments.check_config import check
+from pgmoe.engine.memory_plan import ExpertShape
 from pgmoe.errors import BudgetTooSmall, CheckpointError, ConfigError
+from pgmoe.models.loader import read_plan
 from tests.support.checkpoints import save_tiny
 
 REPOSITORY_CONFIG = Path(__file__).parents[2] / "config.yaml"
@@ -74,6 +76,18 @@ def test_a_gpu_that_is_missing_here_is_remarked_for_the_head_of_a_cluster_needs_
 ) -> None:
     _, remark = check(write(tmp_path, model=str(model), device="cuda"))
     assert remark.startswith("warning: device 'cuda'")
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="is about a machine without a GPU")
+def test_a_budget_that_is_too_small_on_a_gpu_only_is_remarked(tmp_path: Path, model: Path) -> None:
+    """There the input embedding is on the device, too."""
+    plan = read_plan(str(model))
+    smallest = ExpertShape.of(plan.layers, plan.loaded_bytes(torch.device("cpu"))).smallest_bytes
+    served, remark = check(write(tmp_path, model=str(model), device_memory=smallest))
+    assert "holds 2 of 24 experts" in served
+    assert remark.startswith("warning: on a GPU device_memory")
+    with pytest.raises(BudgetTooSmall):
+        check(write(tmp_path, model=str(model), device_memory=smallest, device="cuda"))
 
 
 @pytest.mark.parametrize("text", ["applications: [", "applications: []", "something: else"])

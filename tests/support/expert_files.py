@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pgmoe.experts.cache import ExpertCache, SlotState
 from pgmoe.experts.link import HostLink
 from pgmoe.experts.policies import make_policy
 from pgmoe.experts.pool import ExpertPool, Weights
 from pgmoe.experts.slots import SlotArena
-from pgmoe.experts.stores.base import ExpertStore
+from pgmoe.experts.stores.base import ExpertStore, Tier
 from pgmoe.layout import BlobLayout, ExpertFFN, ExpertId, ExpertLayer, Extent
 from pgmoe.metrics.stats import ExpertStats
 
@@ -96,6 +97,31 @@ class PoolParts:
         states = {expert: self.cache.state(expert) for expert in every}
         assert SlotState.IN_FLIGHT not in states.values()
         return {expert for expert, state in states.items() if state is SlotState.READY}
+
+
+class GatedStore:
+    """A store whose reads first pass `enter`, which may wait or fail."""
+
+    def __init__(self, store: ExpertStore) -> None:
+        """`store` stays open when this one is closed."""
+        self.store = store
+        self.tiers = store.tiers
+
+    def enter(self, expert: ExpertId) -> None:
+        raise NotImplementedError
+
+    def tier_of(self, expert: ExpertId) -> Tier:
+        return self.store.tier_of(expert)
+
+    def starts(self, expert: ExpertId) -> dict[str, int]:
+        return self.store.starts(expert)
+
+    def read(self, expert: ExpertId, slot: Tensor) -> int:
+        self.enter(expert)
+        return self.store.read(expert, slot)
+
+    def close(self) -> None:
+        pass
 
 
 def flip_sign_bits(layer: ExpertLayer) -> None:

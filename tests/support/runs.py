@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pgmoe.config import EngineConfig
+from pgmoe.engine.assembly import parse_device
 from pgmoe.engine.engine import Engine
 from pgmoe.engine.memory_plan import ExpertShape
 from pgmoe.metrics.stats import ExpertStats
@@ -109,7 +110,7 @@ def answer(
     return pieces
 
 
-def smallest_budget(folder: Path) -> int:
+def smallest_budget(folder: Path, device: str = "cpu") -> int:
     """The fewest bytes of device memory that work for this checkpoint."""
     plan = read_plan(str(folder))
-    return ExpertShape.of(plan.layers, plan.loaded_bytes(torch.device("cpu"))).smallest_bytes
+    return ExpertShape.of(plan.layers, plan.loaded_bytes(parse_device(device))).smallest_bytes

@@ -92,6 +92,7 @@ class LoadedNoCache:
         plan = read_plan(model)
         self._device = torch.device("cpu")
         loaded = load_model(plan, dtype=resolve_dtype("auto", plan.layers), device=self._device)
+        self._loaded = loaded
         self._model = loaded.model
         slot_bytes = max(layer.layout.slot_bytes for layer in loaded.layers)
         self._reader = Reader(DiskStore(loaded.layers), page_aligned(slot_bytes))
@@ -114,3 +115,4 @@ class LoadedNoCache:
     def close(self) -> None:
         """See LoadedArm."""
         self._reader.store.close()
+        self._loaded.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 from torch import Tensor
@@ -23,11 +24,10 @@ class HostStore:
         slot_bytes = max(layer.layout.slot_bytes for layer in layers)
         self._blobs: dict[ExpertId, Tensor] = {}
         self._starts: dict[ExpertId, dict[str, int]] = {}
-        step = slots_per_block(slot_bytes)
-        for first in range(0, len(held), step):
-            experts = held[first : first + step]
-            block = page_aligned(slot_bytes * len(experts), pinned=pinned).view(len(experts), slot_bytes)
-            self._blobs.update(zip(experts, block, strict=True))
+        left = iter(held)
+        for num_slots in split_into_blocks(len(held), slot_bytes):
+            block = page_aligned(slot_bytes * num_slots, pinned=pinned).view(num_slots, slot_bytes)
+            self._blobs.update(zip(islice(left, num_slots), block, strict=True))
 
     @property
     def nbytes(self) -> int:
@@ -73,11 +73,19 @@ class HostStore:
         """Nothing to give back before the memory itself goes."""
 
 
-def slots_per_block(slot_bytes: int) -> int:
-    """How many slots to allocate at once, so that little is lost.
+def split_into_blocks(num_slots: int, slot_bytes: int) -> list[int]:
+    """In how many slots each to allocate `num_slots`, so that little is lost.
 
-    torch rounds every pinned allocation up to a power of two, which may double a large one. So many slots
-    fill a power of two but for less than a thirtieth of it.
+    torch rounds every pinned allocation up to a power of two, which may double a large one. Blocks that just
+    fill a power of two, and ever smaller ones for the rest, lose about a slot each at most.
     """
+    blocks = []
     block_bytes: int = 1 << (32 * slot_bytes).bit_length()
-    return (block_bytes - PAGE) // slot_bytes  # page_aligned takes a page more to align it
+    while num_slots:
+        fitting = max(1, (block_bytes - PAGE) // slot_bytes)  # page_aligned takes a page more to align it
+        if fitting <= num_slots:
+            blocks.append(fitting)
+            num_slots -= fitting
+        else:
+            block_bytes //= 2
+    return blocks

@@ -33,9 +33,9 @@ def test_the_facts_are_those_of_the_model(tiny: TinyCheckpoints, family: str) ->
     assert found["moe_layers"] == len(loaded.sockets)
     num_experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     assert found["experts_per_layer"] == (num_experts or getattr(config, "n_routed_experts", 8))
-    assert found["dense_bytes"] == loaded.dense_bytes
+    assert found["dense_bytes"] == loaded.loaded_bytes
     stored = sum(t.nbytes for k, t in plan.checkpoint.tensors.items() if k not in plan.dense_keys)
-    assert found["total_bytes"] == loaded.dense_bytes + found["embedding_left_in_file_bytes"] + stored
+    assert found["total_bytes"] == loaded.loaded_bytes + found["embedding_left_in_file_bytes"] + stored
 
 
 def test_every_budget_shown_is_what_it_buys(tiny: TinyCheckpoints) -> None:
@@ -49,6 +49,13 @@ def test_every_budget_shown_is_what_it_buys(tiny: TinyCheckpoints) -> None:
     (fit,) = info(tiny("olmoe"), "--device-memory", str(smallest))["fits"]
     assert (fit["slots"], fit["device_bytes"]) == (4, smallest)
     assert math.isclose(fit["share"], 4 / 48)
+
+
+def test_what_a_gpu_would_hold_is_told_without_one(tiny: TinyCheckpoints) -> None:
+    on_cpu, on_gpu = (info(tiny("olmoe"), "--device", device) for device in ("cpu", "cuda:1"))
+    assert on_gpu["dense_bytes"] == on_cpu["dense_bytes"] + on_cpu["embedding_left_in_file_bytes"]
+    assert on_gpu["embedding_left_in_file_bytes"] == 0 < on_cpu["embedding_left_in_file_bytes"]
+    assert on_gpu["total_bytes"] == on_cpu["total_bytes"]
 
 
 def test_people_get_a_table(tiny: TinyCheckpoints) -> None:

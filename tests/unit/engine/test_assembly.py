@@ -49,7 +49,7 @@ def test_the_smallest_budget_named_for_a_model_works(
     assembly = assemble(config(folder, device_memory=smallest), ExpertStats())
     assert assembly.num_slots == max(layer.top_k for layer in assembly.loaded.layers)
     slot_bytes = max(layer.layout.slot_bytes for layer in assembly.loaded.layers)
-    assert assembly.loaded.dense_bytes + assembly.num_slots * slot_bytes == smallest
+    assert assembly.loaded.loaded_bytes + assembly.num_slots * slot_bytes == smallest
     assembly.close()
 
 

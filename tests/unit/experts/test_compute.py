@@ -8,9 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 from pgmoe.experts.compute import PooledExperts, group_by_expert
 from pgmoe.experts.stores.disk import DiskStore
+from pgmoe.layout import BlobLayout, ExpertFFN, ExpertLayer, Extent
 from pgmoe.selftest import read_plainly
 from tests.support.expert_files import PoolParts, write_layers
 from tests.support.routed import InMemoryExperts
@@ -71,6 +73,30 @@ def test_a_lone_token_is_rounded_as_the_formula_says(parts: PoolParts) -> None:
             weight = weights[0, index[0].tolist().index(expert)]
             expected += (alone * weight.view(1, 1)).to(layer.dtype)
         assert torch.equal(found, expected)
+
+
+def test_a_lone_tokens_bits_do_not_depend_on_which_experts_were_resident(tmp_path: Path) -> None:
+    """float32 silu rounds the last elements of a range differently; 37 of them end in such a tail."""
+    layout = BlobLayout.pack({"up": (37, WIDTH), "down": (WIDTH, 37)}, torch.float32)
+    path, generator = tmp_path / "experts", torch.Generator().manual_seed(0)
+    weights = torch.randn(NUM_EXPERTS, 2, 37 * WIDTH, generator=generator)
+    path.write_bytes(weights.numpy().tobytes())
+    size = weights[0, 0].nbytes
+    extents = tuple(
+        tuple(Extent(str(path), (2 * e + i) * size, size, name, 0) for i, name in enumerate(("up", "down")))
+        for e in range(NUM_EXPERTS)
+    )
+    layer = ExpertLayer("experts", layout, ExpertFFN(functional.silu), extents, top_k=4)
+    index = torch.tensor([[4, 1, 5, 0]])
+    for _ in range(30):
+        hidden = torch.randn(1, WIDTH, generator=generator)
+        parts = PoolParts((layer,), DiskStore((layer,)), num_slots=NUM_EXPERTS)
+        experts = PooledExperts(0, layer, parts.pool)
+        parts.take(0, [0, 4])
+        some_resident, all_resident = (experts(hidden, index, torch.ones(1, 4)) for _ in range(2))
+        assert (parts.stats.num_hits, parts.stats.num_misses) == (2 + 4, 2 + 2)
+        assert torch.equal(some_resident, all_resident)
+        parts.pool.close()
 
 
 @few_slots

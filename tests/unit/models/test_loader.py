@@ -35,7 +35,7 @@ def test_a_loaded_model_has_its_dense_weights_alone_and_the_planned_size(
     tensors = {**dict(loaded.model.named_parameters()), **dict(loaded.model.named_buffers())}
     assert not [n for n in tensors if ".experts." in n and "shared_expert" not in n]
     assert {t.device for t in tensors.values()} == {CPU}
-    assert loaded.dense_bytes == plan.loaded_bytes(CPU) == sum(t.nbytes for t in tensors.values())
+    assert loaded.loaded_bytes == plan.loaded_bytes(CPU) == sum(t.nbytes for t in tensors.values())
     assert not loaded.model.training
     assert [s.name for s in loaded.sockets] == [layer.name for layer in loaded.layers]
     by_name = plan.checkpoint.tensors
@@ -55,7 +55,7 @@ def test_dense_weights_stored_in_another_type_are_counted_as_loaded(folder: Path
     edit_weights(folder, widen)
     plan = read_plan(str(folder))
     assert plan.dense_bytes == before
-    assert load_model(plan, dtype=torch.float32, device=CPU).dense_bytes == plan.loaded_bytes(CPU) < before
+    assert load_model(plan, dtype=torch.float32, device=CPU).loaded_bytes == plan.loaded_bytes(CPU) < before
 
 
 def test_weights_that_the_model_has_no_place_for_cost_nothing(folder: Path) -> None:

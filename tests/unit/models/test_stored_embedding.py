@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import OlmoeForCausalLM
 
 from pgmoe.errors import CorruptCheckpoint, WeightReadError
 from pgmoe.models.checkpoint import Checkpoint
 from pgmoe.models.loader import load_model, read_plan
-from pgmoe.models.stored_embedding import StoredEmbedding
+from pgmoe.models.stored_embedding import StoredEmbedding, find_embedding
 from tests.conftest import TinyCheckpoints
 from tests.support.checkpoints import FAMILIES, tiny_config
 from tests.support.damage import WEIGHTS, edit_config, edit_weights
@@ -60,6 +61,17 @@ def test_a_tied_embedding_is_loaded(folder: Path) -> None:
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
 
+def test_an_embedding_that_another_module_uses_is_loaded_whatever_the_config_says(folder: Path) -> None:
+    checkpoint = Checkpoint.open(str(folder))
+    with torch.device("meta"):
+        model = OlmoeForCausalLM(tiny_config("olmoe"))
+    assert not model.config.tie_word_embeddings
+    assert find_embedding(model, checkpoint) is not None
+    model.model.again = nn.Linear(1, 1, bias=False)
+    model.model.again.weight = model.model.embed_tokens.weight
+    assert find_embedding(model, checkpoint) is None
+
+
 def test_an_accelerator_gets_the_whole_embedding(folder: Path) -> None:
     plan = read_plan(str(folder))
     assert plan.loaded_bytes(torch.device("cuda")) == plan.dense_bytes > plan.loaded_bytes(CPU)
@@ -97,6 +109,15 @@ def test_a_file_that_is_gone_is_named(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     with pytest.raises(CorruptCheckpoint, match=str(folder / WEIGHTS)):
         StoredEmbedding(stored, torch.float32)
+
+
+def test_a_load_that_fails_leaves_no_file_open(folder: Path) -> None:
+    plan = read_plan(str(folder))
+    os.truncate(folder / WEIGHTS, plan.checkpoint.tensors["model.norm.weight"].offset)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(CorruptCheckpoint):
+        load_model(plan, dtype=torch.float32, device=CPU)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_the_file_is_closed_with_the_model(folder: Path) -> None:
