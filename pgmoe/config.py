@@ -28,7 +28,8 @@ class EngineConfig(BaseModel):
 
     device_memory: str | int = "100%"
     """Bytes for weights on the device: `600MiB` covers dense weights and expert slots together;
-    `50%` is slots for that share of the experts' bytes, dense weights beside it."""
+    `50%` is slots for that share of the experts' bytes, dense weights beside it. On a CPU an input
+    embedding that no other layer uses stays in its file and does not count."""
 
     host_memory: str | int = "auto"
     """Bytes of RAM for copies of experts between disk and device, `600MiB` or `50%` of the experts' bytes;
