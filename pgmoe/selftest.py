@@ -21,7 +21,8 @@ from pgmoe.config import EngineConfig
 from pgmoe.engine.engine import Engine
 from pgmoe.engine.free_memory import free_memory
 from pgmoe.errors import ExpertReadError
-from pgmoe.experts.compute import LoneToken, apply_ffn, group_by_expert
+from pgmoe.experts.compute import LoneToken, apply_ffn
+from pgmoe.experts.grouping import TokenGroups
 from pgmoe.layout import ExpertLayer
 from pgmoe.memory import page_aligned
 from pgmoe.models.moe import RoutedExperts
@@ -86,9 +87,10 @@ class LayerCheck:
     def _expected(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         if len(hidden) == 1:
             return self._expected_of_one(hidden, top_k_index[0], top_k_weights[0])
-        rows, places = group_by_expert(top_k_index, self.layer.num_experts)
+        groups = TokenGroups.of(top_k_index, self.layer.num_experts)
+        places = groups.split(groups.places)
         out = torch.zeros_like(hidden)
-        for expert, rows_T in rows.items():
+        for expert, rows_T in groups.split(groups.tokens).items():
             weights = self._read(expert, hidden.device)
             y = apply_ffn(self.layer.ffn, weights, hidden[rows_T])
             y = y * top_k_weights.flatten()[places[expert], None]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pgmoe.experts.grouping import TokenGroups
 from pgmoe.experts.pool import ExpertPool, Weights
 from pgmoe.layout import ExpertFFN, ExpertLayer
 
@@ -34,17 +35,14 @@ class PooledExperts:
         """
         if len(hidden) == 1:
             return self._one_token(hidden, top_k_index[0], top_k_weights[0])
-        rows, places = group_by_expert(top_k_index, self._layer.num_experts)
-        outputs: dict[int, Tensor] = {}
-        with self._pool.lease(self._index, list(rows)) as lent:
+        groups = TokenGroups.of(top_k_index, self._layer.num_experts)
+        x_RD = hidden[groups.tokens]
+        y_RD = torch.empty_like(x_RD)
+        x_of, y_of = groups.split(x_RD), groups.split(y_RD)
+        with self._pool.lease(self._index, groups.experts) as lent:
             for (expert,) in lent:
-                y_TD = apply_ffn(self._layer.ffn, expert.weights, hidden[rows[expert.index]])
-                weights_T = top_k_weights.flatten()[places[expert.index]]
-                outputs[expert.index] = (y_TD * weights_T[:, None]).to(hidden.dtype)
-        out_ND = torch.zeros_like(hidden)
-        for index, rows_T in rows.items():
-            out_ND.index_add_(0, rows_T, outputs[index])
-        return out_ND
+                y_of[expert.index].copy_(apply_ffn(self._layer.ffn, expert.weights, x_of[expert.index]))
+        return groups.add_up(y_RD, top_k_weights)
 
     def _one_token(self, hidden: Tensor, ids_K: Tensor, weights_K: Tensor) -> Tensor:
         """The same for a single token, with few operations: decoding does this in every layer."""
@@ -94,20 +92,6 @@ class LoneToken:
         _project_one(x_a, weights[name], self._ffn.transposed, out_b)
         if (bias := weights.get(name + "_bias")) is not None:
             out_b += bias
-
-
-def group_by_expert(top_k_index: Tensor, num_experts: int) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """For each expert of (N, K), ascending: the tokens that chose it (T,), and their places in (N * K).
-
-    Waits for the device once.
-    """
-    flat = top_k_index.flatten().cpu()
-    order = torch.argsort(flat, stable=True)
-    ids, counts = torch.unique_consecutive(flat[order], return_counts=True)
-    on_device = torch.split(order.to(top_k_index.device), counts.tolist())
-    places = dict(zip(ids.tolist(), on_device, strict=True))
-    places = {e: p for e, p in places.items() if e < num_experts}
-    return {e: p // top_k_index.shape[1] for e, p in places.items()}, places
 
 
 def apply_ffn(ffn: ExpertFFN, weights: Weights, x_TD: Tensor) -> Tensor:

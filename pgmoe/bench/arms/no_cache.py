@@ -17,7 +17,8 @@ from pgmoe.bench.arms.stepwise import answer_stepwise
 from pgmoe.bench.job import Answer, Job, Place, Traffic
 from pgmoe.engine.assembly import resolve_dtype
 from pgmoe.errors import ConfigError
-from pgmoe.experts.compute import apply_ffn, group_by_expert
+from pgmoe.experts.compute import apply_ffn
+from pgmoe.experts.grouping import TokenGroups
 from pgmoe.experts.stores.base import ExpertStore
 from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.layout import ExpertId, ExpertLayer
@@ -73,16 +74,16 @@ class NoCacheExperts:
 
     def __call__(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """See RoutedExperts."""
-        rows, places = group_by_expert(top_k_index, self._layer.num_experts)
-        out_ND = torch.zeros_like(hidden)
-        for index, rows_T in rows.items():
+        groups = TokenGroups.of(top_k_index, self._layer.num_experts)
+        x_RD = hidden[groups.tokens]
+        y_RD = torch.empty_like(x_RD)
+        y_of = groups.split(y_RD)
+        for index, x_TD in groups.split(x_RD).items():
             expert = ExpertId(self._index, index)
             self._reader.read(expert)
             weights = self._layer.layout.views(self._reader.slot, self._reader.store.starts(expert))
-            y_TD = apply_ffn(self._layer.ffn, weights, hidden[rows_T])
-            y_TD = (y_TD * top_k_weights.flatten()[places[index], None]).to(hidden.dtype)
-            out_ND.index_add_(0, rows_T, y_TD)
-        return out_ND
+            y_of[index].copy_(apply_ffn(self._layer.ffn, weights, x_TD))
+        return groups.add_up(y_RD, top_k_weights)
 
 
 class LoadedNoCache:

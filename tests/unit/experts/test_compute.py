@@ -5,12 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from pgmoe.experts.compute import PooledExperts, group_by_expert
+from pgmoe.experts.compute import PooledExperts
 from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.layout import BlobLayout, ExpertFFN, ExpertLayer, Extent
 from pgmoe.selftest import read_plainly
@@ -108,23 +106,3 @@ def test_tokens_without_experts_come_out_as_zeros(parts: PoolParts) -> None:
         out = experts(hidden, index, torch.ones(num_tokens, 2))
         assert torch.equal(out, torch.zeros_like(hidden))
     assert parts.stats.num_misses == 0
-
-
-@settings(deadline=None)
-@given(
-    st.integers(1, 7).flatmap(
-        lambda k: st.lists(st.lists(st.integers(0, 7), min_size=k, max_size=k), min_size=1, max_size=9)
-    )
-)
-def test_grouping_finds_every_token_of_every_expert_in_order(index: list[list[int]]) -> None:
-    rows, places = group_by_expert(torch.tensor(index), num_experts=6)
-    expected_rows: dict[int, list[int]] = {}
-    expected_places: dict[int, list[int]] = {}
-    for token, experts in enumerate(index):
-        for choice, expert in enumerate(experts):
-            if expert < 6:
-                expected_rows.setdefault(expert, []).append(token)
-                expected_places.setdefault(expert, []).append(token * len(experts) + choice)
-    assert list(rows) == sorted(expected_rows)
-    assert {e: r.tolist() for e, r in rows.items()} == expected_rows
-    assert {e: p.tolist() for e, p in places.items()} == expected_places
