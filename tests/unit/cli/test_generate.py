@@ -36,7 +36,7 @@ Generate = Callable[..., Ended]
 def generate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Generate:
     """`generate(model, *options, stdin)`: run the command line in this process."""
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    monkeypatch.setenv("GOMP_SPINCOUNT", "10000")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "20000")
 
     def run(model: Path | str, *options: str, stdin: bytes = b"") -> Ended:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))

@@ -13,7 +13,7 @@ def test_a_users_mistake_is_one_line_on_stderr_and_status_2(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["pgmoe", "upcycle", "/no/such/model", "/no/such/out"])
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    monkeypatch.setenv("GOMP_SPINCOUNT", "10000")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "20000")
     with pytest.raises(SystemExit) as status:
         main()
     assert status.value.code == 2
