@@ -26,6 +26,8 @@ class OlmoeShape:
     num_experts: int
     top_k: int
     expert_width: int
+    embedding_spread: float = 1.0
+    """Standard deviation of the embeddings; see save_random_olmoe."""
 
     def config(self) -> OlmoeConfig:
         """transformers' configuration of this shape."""
@@ -49,7 +51,7 @@ class OlmoeShape:
         return (
             f"random OLMoE, seed {SEED}: {self.num_layers} layers, width {self.width}, "
             f"{self.num_experts} experts of width {self.expert_width}, {self.top_k} per token, "
-            f"vocabulary {self.vocab_size}, bfloat16"
+            f"vocabulary {self.vocab_size}, bfloat16, embeddings of spread {self.embedding_spread:g}"
         )
 
 
@@ -67,9 +69,9 @@ def save_random_olmoe(
 ) -> None:
     """Write the checkpoint, drawing weights on `device`; `progress` gets (bytes drawn, bytes in all).
 
-    Norms are 1, embeddings standard normal, all else normal with the family's initial spread. With that
-    spread for embeddings too, attention would outweigh them, and every token of a context would choose
-    nearly the same experts; so a token's experts follow from the token, and a random stream has no locality.
+    Norms are 1, embeddings normal with the shape's spread, all else with the family's initial one, 0.02. With
+    that for embeddings too, attention outweighs them, and every token of a context chooses nearly the same
+    experts; with 1 a token's experts follow from the token, and a random stream has no locality.
     Raises ConfigError if `folder` is taken, or its disk too full.
     """
     config = shape.config()
@@ -87,7 +89,7 @@ def save_random_olmoe(
             if parameter.dim() == 1:
                 parameter.fill_(1.0)
             else:
-                spread = 1.0 if parameter is embeddings else model.config.initializer_range
+                spread = shape.embedding_spread if parameter is embeddings else model.config.initializer_range
                 parameter.normal_(std=spread, generator=generator)
             done += parameter.nbytes
             if progress is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,6 +49,9 @@ def olmoe_like(
     rounds: Rounds = 5,
     tokens: Tokens = 32,
     loads: Annotated[int, typer.Option(min=1, help="Cold starts measured.")] = 5,
+    spread: Annotated[
+        float, typer.Option(help="Of the embeddings: 1 has no locality; 0.02, as initialised, has much.")
+    ] = 1.0,
     threads: Threads = None,
     out: Out = RESULTS,
 ) -> None:
@@ -55,9 +59,11 @@ def olmoe_like(
     from pgmoe.bench import benchmarks
     from pgmoe.bench.random_model import OLMOE_HALF
 
-    model = folder or cache_folder() / "bench" / "olmoe-half"
-    _make_random(model, OLMOE_HALF, "cpu")
-    benchmark = benchmarks.olmoe_like(str(model), OLMOE_HALF.text(), tokens, loads)
+    shape, suffix = replace(OLMOE_HALF, embedding_spread=spread), "" if spread == 1 else f"-{spread:g}"
+    model = folder or cache_folder() / "bench" / f"olmoe-half{suffix}"
+    _make_random(model, shape, "cpu")
+    benchmark = benchmarks.olmoe_like(str(model), shape.text(), tokens, loads)
+    benchmark = replace(benchmark, name=benchmark.name + suffix)
     _measure(benchmark, model, "cpu", threads, rounds, out)
 
 
