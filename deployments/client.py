@@ -100,37 +100,20 @@ def _request(
 ) -> pb.GenerateRequest:
     if (prompt is None) == (messages is None):
         raise InvalidRequest("give exactly one of prompt and messages", "prompt")
-    try:
-        return _message(prompt, messages, params, model, timeout_s)
-    except InvalidRequest:
-        raise
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            f"{error.object!r} is no text that can be sent: {error.reason} at position {error.start}"
-        ) from error
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest(str(error)) from error
-
-
-def _message(
-    prompt: str | Sequence[int] | None,
-    messages: Sequence[Mapping[str, str]] | None,
-    params: SamplingParams | None,
-    model: str,
-    timeout_s: float | None,
-) -> pb.GenerateRequest:
-    request = pb.GenerateRequest(model=model, timeout_s=timeout_s)
-    if params is not None:
-        request.sampling.CopyFrom(grpc_messages.sampling_message(params))
-    if isinstance(prompt, str):
-        request.prompt = prompt
-    elif prompt is not None:
-        request.prompt_token_ids.ids.extend(prompt)
-        request.prompt_token_ids.SetInParent()  # an empty list is a prompt too: the server says what is wrong
-    else:
-        request.chat.messages.extend(_turn(index, turn) for index, turn in enumerate(messages or ()))
-        request.chat.SetInParent()
-    return request
+    with _what_protobuf_refuses():
+        request = pb.GenerateRequest(model=model, timeout_s=timeout_s)
+        if params is not None:
+            request.sampling.CopyFrom(grpc_messages.sampling_message(params))
+        if isinstance(prompt, str):
+            request.prompt = prompt
+        elif prompt is not None:
+            request.prompt_token_ids.ids.extend(prompt)
+            # An empty list is a prompt, too: the server says what is wrong.
+            request.prompt_token_ids.SetInParent()
+        else:
+            request.chat.messages.extend(_turn(index, turn) for index, turn in enumerate(messages or ()))
+            request.chat.SetInParent()
+        return request
 
 
 def _turn(index: int, turn: Mapping[str, str]) -> pb.ChatMessage:
@@ -139,6 +122,20 @@ def _turn(index: int, turn: Mapping[str, str]) -> pb.ChatMessage:
         found = ", ".join(f"{'unknown' if key in turn else 'missing'} {key!r}" for key in unlike)
         raise InvalidRequest(f"messages[{index}]: {found}; give role and content", "messages")
     return pb.ChatMessage(**turn)
+
+
+@contextmanager
+def _what_protobuf_refuses() -> Iterator[None]:
+    try:
+        yield
+    except InvalidRequest:
+        raise
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{error.object!r} is no text that can be sent: {error.reason} at position {error.start}"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(str(error)) from error
 
 
 @contextmanager

@@ -49,7 +49,7 @@ class ExpertPool:
         self._cache = cache
         self._link = link
         self._stats = stats
-        self._lent: dict[ExpertId, LentExpert] = {}
+        self._lendable: dict[ExpertId, LentExpert] = {}
         stats.slots = arena.num_slots
 
     @contextmanager
@@ -99,7 +99,7 @@ class ExpertPool:
             return False
         slot, evicted = reserved
         if evicted is not None:
-            del self._lent[evicted]
+            del self._lendable[evicted]
             self._stats.evictions[evicted.layer] += 1
         try:
             self._link.fetch(expert, self._arena.slot(slot), arrivals)
@@ -118,14 +118,14 @@ class ExpertPool:
         if arrival.event is not None:
             torch.get_device_module(slot.device).current_stream(slot.device).wait_event(arrival.event)
         weights = self._layers[expert.layer].layout.views(slot, self._store.starts(expert))
-        self._lent[expert] = LentExpert(expert.expert, weights)
+        self._lendable[expert] = LentExpert(expert.expert, weights)
         self._cache.finish(expert)
         self._stats.transfer_bytes[f"{arrival.tier}_to_device"] += arrival.num_bytes
         self._stats.transfer_s.append(arrival.seconds)
 
     def lend(self, expert: ExpertId) -> LentExpert:
         """A pinned expert's weights."""
-        return self._lent[expert]
+        return self._lendable[expert]
 
     def pin(self, expert: ExpertId) -> None:
         """Keep it in its slot."""

@@ -59,3 +59,15 @@ def cut_experts(folder: Path) -> None:
     os.truncate(
         folder / WEIGHTS, min(e.offset for layer in layers for extents in layer.extents for e in extents)
     )
+
+
+def add_code(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Put Python files beside the weights: (the file that running any of them writes, their auto_map)."""
+    ran = folder / "ran"
+    for name in ("configuration_evil", "modeling_evil", "tokenization_evil"):
+        (folder / f"{name}.py").write_text(f"open({str(ran)!r}, 'w')\nclass Evil: pass\n")
+    return ran, {
+        "AutoConfig": "configuration_evil.Evil",
+        "AutoModelForCausalLM": "modeling_evil.Evil",
+        "AutoTokenizer": ["tokenization_evil.Evil", None],
+    }

@@ -18,12 +18,14 @@ from pgmoe.experts.stores.base import ExpertStore, Tier
 from pgmoe.layout import BlobLayout, ExpertFFN, ExpertId, ExpertLayer, Extent
 from pgmoe.metrics.stats import ExpertStats
 
+NUM_EXPERTS = 6
+"""Of each layer, unless a test says otherwise."""
 SHAPES = {"up": (70, 33), "down": (33, 35), "up_bias": (70,)}
 """About 14 kB: some whole pages, and less than a page."""
 
 
 def write_layers(
-    folder: Path, num_layers: int = 2, num_experts: int = 6, dtype: torch.dtype = torch.float32
+    folder: Path, num_layers: int = 2, num_experts: int = NUM_EXPERTS, dtype: torch.dtype = torch.float32
 ) -> tuple[ExpertLayer, ...]:
     """One file for each layer; tensors lie in it with gaps between, `up` in two pieces far apart."""
     layout = BlobLayout.pack(SHAPES, dtype)

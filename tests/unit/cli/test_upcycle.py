@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from pgmoe.cli.main import app
 from pgmoe.errors import UnsupportedModel
+from tests.support.damage import add_code
 from tests.support.dense import save_dense
 
 
@@ -33,14 +34,8 @@ def test_stdout_holds_the_json_result_alone(tmp_path: Path) -> None:
 def test_code_in_a_model_folder_is_refused_even_when_the_user_would_allow_it(
     tmp_path: Path, file: str
 ) -> None:
-    source, ran = save_dense(tmp_path / "dense"), tmp_path / "ran"
-    for name in ("configuration_evil", "modeling_evil", "tokenization_evil"):
-        (source / f"{name}.py").write_text(f"open({str(ran)!r}, 'w')\nclass Evil: pass\n")
-    evil = {
-        "AutoConfig": "configuration_evil.Evil",
-        "AutoModelForCausalLM": "modeling_evil.Evil",
-        "AutoTokenizer": ["tokenization_evil.Evil", None],
-    }
+    source = save_dense(tmp_path / "dense")
+    ran, evil = add_code(source)
     kind = {"config.json": {"model_type": "evil"}, "tokenizer_config.json": {"tokenizer_class": "Evil"}}[file]
     content = {**json.loads((source / file).read_text()), "auto_map": evil, **kind}
     (source / file).write_text(json.dumps(content))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,21 +9,7 @@ import pytest
 from pgmoe.errors import ExpertReadError
 from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.layout import ExpertId, ExpertLayer
-from tests.support.expert_files import GatedStore, PoolParts, write_layers
-
-NUM_EXPERTS = 6
-
-
-@pytest.fixture
-def layers(tmp_path: Path) -> tuple[ExpertLayer, ...]:
-    return write_layers(tmp_path, num_experts=NUM_EXPERTS)
-
-
-@pytest.fixture
-def store(layers: tuple[ExpertLayer, ...]) -> Iterator[DiskStore]:
-    store = DiskStore(layers)
-    yield store
-    store.close()
+from tests.support.expert_files import GatedStore, PoolParts
 
 
 def ids(layer: int, experts: list[int]) -> set[ExpertId]:

@@ -1,31 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pgmoe.errors import ExpertReadError
 from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.layout import ExpertId, ExpertLayer
-from tests.support.expert_files import GatedStore, PoolParts, write_layers
-
-NUM_EXPERTS = 6
-
-
-@pytest.fixture
-def layers(tmp_path: Path) -> tuple[ExpertLayer, ...]:
-    return write_layers(tmp_path, num_experts=NUM_EXPERTS)
-
-
-@pytest.fixture
-def store(layers: tuple[ExpertLayer, ...]) -> Iterator[DiskStore]:
-    store = DiskStore(layers)
-    yield store
-    store.close()
-
+from tests.support.expert_files import NUM_EXPERTS, GatedStore, PoolParts
 
 requests = st.tuples(
     st.integers(0, 1),

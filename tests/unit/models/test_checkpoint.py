@@ -15,7 +15,7 @@ from pgmoe.errors import CheckpointError, CorruptCheckpoint, UnsupportedModel
 from pgmoe.models.checkpoint import Checkpoint, resolve_folder
 from pgmoe.models.loader import read_plan
 from tests.conftest import TinyCheckpoints
-from tests.support.damage import INDEX, WEIGHTS, cut, edit_config, edit_header, edit_index
+from tests.support.damage import INDEX, WEIGHTS, add_code, cut, edit_config, edit_header, edit_index
 
 
 @pytest.fixture
@@ -230,14 +230,7 @@ def test_a_shard_that_ends_while_it_is_read_is_named(folder: Path) -> None:
 
 
 def test_code_in_a_checkpoint_is_never_run(folder: Path) -> None:
-    ran = folder / "ran"
-    for name in ("configuration_evil", "modeling_evil", "tokenization_evil"):
-        (folder / f"{name}.py").write_text(f"open({str(ran)!r}, 'w')\nclass Evil: pass\n")
-    evil = {
-        "AutoConfig": "configuration_evil.Evil",
-        "AutoModelForCausalLM": "modeling_evil.Evil",
-        "AutoTokenizer": ["tokenization_evil.Evil", None],
-    }
+    ran, evil = add_code(folder)
     edit_config(folder, auto_map=evil)
     (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": evil}))
     read_plan(str(folder))  # transformers has a Mixtral of its own
