@@ -42,9 +42,8 @@ class EngineConfig(BaseModel):
     direct_io: bool = True
     """Read experts past the page cache (O_DIRECT) where the file system allows it."""
 
-    num_readers: int = Field(default=2, ge=1, le=64)
-    """Threads that read experts from disk. Two keep a single disk busy; with more, the experts of a layer
-    come later but together, and less of the reading hides behind compute. More for an array of disks."""
+    num_readers: int = Field(default=4, ge=1, le=64)
+    """Threads that read experts from disk."""
 
     num_threads: int | None = Field(default=None, ge=1)
     """Compute threads; torch's own choice where None."""

@@ -17,7 +17,7 @@ OPTIONS = {
     "host_memory": "auto",
     "policy": "lru",
     "direct_io": True,
-    "num_readers": 2,
+    "num_readers": 4,
     "num_threads": None,
     "max_model_len": None,
     "max_running": 4,
