@@ -134,6 +134,8 @@ class ExpertLayer:
     """For each expert, the ranges that fill its tensors."""
     top_k: int
     """Experts that one token uses."""
+    encoding: str = "plain"
+    """How the stored bytes stand for weights: as they are (`plain`), or to be expanded before computing."""
 
     @property
     def num_experts(self) -> int:

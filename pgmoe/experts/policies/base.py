@@ -12,7 +12,7 @@ class EvictionPolicy(Protocol):
     """Knows the experts that hold a slot and picks victims among them."""
 
     def insert(self, expert: ExpertId) -> None:
-        """`expert`, unknown so far, now holds a slot."""
+        """`expert`, unknown so far, now holds a slot. Not yet a use: it may have come on a guess."""
         ...
 
     def touch(self, expert: ExpertId) -> None:

@@ -15,7 +15,7 @@ class LeastRecentlyUsed:
         self._order: OrderedDict[ExpertId, None] = OrderedDict()
 
     def insert(self, expert: ExpertId) -> None:
-        """Counts as a use."""
+        """Newcomers are as recent as what was used last."""
         self._order[expert] = None
 
     def touch(self, expert: ExpertId) -> None:

@@ -1,0 +1,1 @@
+"""Which experts come next: one Protocol (`pgmoe.routing.Gating`), several ways of knowing."""
