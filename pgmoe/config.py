@@ -39,6 +39,16 @@ class EngineConfig(BaseModel):
     policy: str = "lru"
     """Eviction policy of the expert slots, by name."""
 
+    gating: str = "speculative"
+    """How coming experts are known before they are asked for, by name; it never changes an answer."""
+
+    emulated_link: str | None = None
+    """For tests and figures, on a CPU: all experts lie in RAM, and one becomes visible when a serial link of
+    this bandwidth, such as `25GB/s`, would have delivered it. Nothing is copied."""
+
+    emulated_latency_s: float = Field(default=1e-5, ge=0)
+    """Seconds that each transfer over the emulated link takes beside its bytes."""
+
     direct_io: bool = True
     """Read experts past the page cache (O_DIRECT) where the file system allows it."""
 

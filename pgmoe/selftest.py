@@ -87,7 +87,7 @@ class LayerCheck:
     def _expected(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         if len(hidden) == 1:
             return self._expected_of_one(hidden, top_k_index[0], top_k_weights[0])
-        groups = TokenGroups.of(top_k_index, self.layer.num_experts)
+        groups = TokenGroups.of(top_k_index.cpu(), self.layer.num_experts, hidden.device)
         places = groups.split(groups.places)
         out = torch.zeros_like(hidden)
         for expert, rows_T in groups.split(groups.tokens).items():

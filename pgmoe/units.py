@@ -41,6 +41,17 @@ def parse_bytes(text: str | int, *, whole_bytes: int | None = None) -> int:
     return int(number * _FACTORS[unit])
 
 
+def parse_rate(text: str) -> float:
+    """Turn `25GB/s` into bytes per second. Raises ConfigError for anything that is not a positive rate."""
+    amount, slash, second = text.partition("/")
+    if not slash or second.strip() != "s":
+        raise ConfigError(f"{text!r} is not a rate; write for example 2GB/s")
+    rate = parse_bytes(amount)
+    if not rate:
+        raise ConfigError(f"{text!r}: a link has to carry something; write for example 2GB/s")
+    return float(rate)
+
+
 def format_bytes(num_bytes: int) -> str:
     """A short form for people, binary units: 1536 -> '1.5 KiB'."""
     value = float(num_bytes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -11,23 +11,20 @@ import torch
 from pgmoe.config import EngineConfig
 from pgmoe.engine.free_memory import allocating, free_ram
 from pgmoe.engine.memory_plan import ExpertShape, plan_host_experts, plan_slots
+from pgmoe.engine.tiers import Progress, TierBuilder
 from pgmoe.errors import ConfigError
 from pgmoe.experts.cache import ExpertCache
 from pgmoe.experts.compute import PooledExperts
-from pgmoe.experts.link import AcceleratorLink, HostLink, Link
+from pgmoe.experts.limiter import PrefetchLimiter
 from pgmoe.experts.policies import make_policy
 from pgmoe.experts.pool import ExpertPool
+from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.experts.slots import SlotArena
-from pgmoe.experts.stores.base import ExpertStore
-from pgmoe.experts.stores.disk import DiskStore
-from pgmoe.experts.stores.host import HostStore
-from pgmoe.experts.stores.tiered import TieredStore, spread_evenly
-from pgmoe.layout import ExpertId, ExpertLayer
+from pgmoe.gating import make_gating
+from pgmoe.layout import ExpertLayer
 from pgmoe.metrics.stats import ExpertStats
 from pgmoe.models.loader import LoadedModel, load_model, read_plan
-
-Progress = Callable[[int, int], None]
-"""Called with (bytes so far, bytes in all) while experts are copied to host memory."""
+from pgmoe.routing import Gating
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,7 @@ class Assembly:
 
     loaded: LoadedModel
     pool: ExpertPool
+    gating: Gating
     num_slots: int
     device: torch.device
     dtype: torch.dtype
@@ -47,9 +45,17 @@ class Assembly:
             self.pool.close()
 
 
-def assemble(config: EngineConfig, stats: ExpertStats, progress: Progress | None = None) -> Assembly:
-    """Load what `config` names. Raises ConfigError, BudgetTooSmall or CheckpointError."""
-    policy = make_policy(config.policy)
+def assemble(
+    config: EngineConfig,
+    stats: ExpertStats,
+    progress: Progress | None = None,
+    wrap_gating: Callable[[Gating], Gating] | None = None,
+) -> Assembly:
+    """Load what `config` names. Raises ConfigError, BudgetTooSmall or CheckpointError.
+
+    `wrap_gating` may put something around the gating that sees all that it sees, a recorder for one.
+    """
+    policy, stats.policy = make_policy(config.policy), config.policy
     device = resolve_device(config.device)
     plan = read_plan(config.model)
     dtype = resolve_dtype(config.dtype, plan.layers)
@@ -65,16 +71,22 @@ def assemble(config: EngineConfig, stats: ExpertStats, progress: Progress | None
     loaded = load_model(plan, dtype=dtype, device=device)
     with ExitStack() as on_failure:
         on_failure.callback(loaded.close)
-        store = _open_store(config, loaded.layers, device, num_in_host, stats, progress)
-        on_failure.callback(store.close)
         with allocating("expert slots", num_slots * shape.slot_bytes, device, "give a smaller device_memory"):
             arena = SlotArena(num_slots, shape.slot_bytes, device)
-        link = _open_link(config, store, shape.slot_bytes, device)
-        on_failure.callback(link.close)
-        pool = ExpertPool(loaded.layers, store, arena, ExpertCache(num_slots, policy), link, stats)
-        loaded.plug(lambda index, layer: PooledExperts(index, layer, pool))
+        tiers = TierBuilder(config, loaded.layers, device, stats, progress).build(arena, num_in_host)
+        cache = ExpertCache(num_slots, policy)
+        pool = ExpertPool(loaded.layers, tiers.store, arena, cache, tiers.link, stats, tiers.host)
+        on_failure.callback(pool.close)
+        # Where all experts have slots there is nothing to fetch but once.
+        gating = make_gating(config.gating if num_slots < shape.num_experts else "on_demand", loaded)
+        if wrap_gating is not None:
+            gating = wrap_gating(gating)
+        limiter = PrefetchLimiter(tiers.bandwidth)
+        weight_bytes = max(layer.layout.weight_bytes for layer in loaded.layers)
+        prefetcher = Prefetcher(gating, pool, limiter, weight_bytes, stats)
+        loaded.plug(lambda index, layer: PooledExperts(index, layer, pool, prefetcher))
         on_failure.pop_all()
-    return Assembly(loaded, pool, num_slots, device, dtype)
+    return Assembly(loaded, pool, gating, num_slots, device, dtype)
 
 
 def parse_device(name: str) -> torch.device:
@@ -117,57 +129,3 @@ def resolve_dtype(name: str, layers: tuple[ExpertLayer, ...]) -> torch.dtype:
             f"use dtype auto, or save the checkpoint as {name}"
         )
     return dtype
-
-
-def _open_store(
-    config: EngineConfig,
-    layers: tuple[ExpertLayer, ...],
-    device: torch.device,
-    num_in_host: int,
-    stats: ExpertStats,
-    progress: Progress | None,
-) -> ExpertStore:
-    """The checkpoint's files, with so many experts copied to host memory; if all, the files are closed."""
-    disk = DiskStore(layers, direct_io=config.direct_io)
-    if not num_in_host:
-        return disk
-    held = spread_evenly(layers, num_in_host)
-    num_bytes = num_in_host * max(layer.layout.slot_bytes for layer in layers)
-    with ExitStack() as no_longer_needed:
-        no_longer_needed.callback(disk.close)
-        way_out = "give a smaller host_memory, or 0"
-        with allocating(f"copies of {num_in_host} experts", num_bytes, torch.device("cpu"), way_out):
-            host = HostStore(layers, held, pinned=device.type != "cpu")
-        host.fill(disk, num_readers=config.num_readers, progress=_counter(layers, held, stats, progress))
-        if num_in_host < sum(layer.num_experts for layer in layers):
-            no_longer_needed.pop_all()
-            return TieredStore(host, disk)
-    return host
-
-
-def _counter(
-    layers: tuple[ExpertLayer, ...],
-    experts: Sequence[ExpertId],
-    stats: ExpertStats,
-    progress: Progress | None,
-) -> Callable[[int], None]:
-    """A function that takes the bytes of each expert copied, counts them, and tells `progress` the sum."""
-    total = sum(layers[expert.layer].layout.weight_bytes for expert in experts)
-    done = 0
-
-    def count(num_bytes: int) -> None:
-        nonlocal done
-        done += num_bytes
-        stats.transfer_bytes["disk_to_host"] += num_bytes
-        if progress is not None:
-            progress(done, total)
-
-    return count
-
-
-def _open_link(config: EngineConfig, store: ExpertStore, slot_bytes: int, device: torch.device) -> Link:
-    if device.type == "cpu":
-        return HostLink(store, config.num_readers)
-    staging = config.num_readers * slot_bytes
-    with allocating("staging buffers", staging, torch.device("cpu"), "give a smaller num_readers"):
-        return AcceleratorLink(store, config.num_readers, slot_bytes, device)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from pgmoe.config import EngineConfig
-from pgmoe.engine.assembly import Assembly, Progress, assemble
+from pgmoe.engine.assembly import Assembly, assemble
 from pgmoe.engine.detokenizer import token_text
 from pgmoe.engine.intake import Intake
 from pgmoe.engine.runner import ModelRunner, check_context
 from pgmoe.engine.sampler import SampledToken
 from pgmoe.engine.scheduler import Scheduler
 from pgmoe.engine.sequence import Sequence
+from pgmoe.engine.tiers import Progress
 from pgmoe.errors import (
     DeadlineExceeded,
     EngineClosed,
@@ -29,6 +31,7 @@ from pgmoe.metrics.stats import EngineStats
 from pgmoe.models.loader import LoadedModel
 from pgmoe.models.tokenizer import load_tokenizer
 from pgmoe.request import FinishReason, ModelInfo, Request, RequestOutput, TokenLogprob
+from pgmoe.routing import Gating
 
 _logger = logging.getLogger(__name__)
 
@@ -45,11 +48,16 @@ class StepOutput:
 class Engine:
     """One model and its requests. `step` belongs to one thread; `add` and `abort` may be called from any."""
 
-    def __init__(self, config: EngineConfig, progress: Progress | None = None) -> None:
-        """Load the model. Raises ConfigError or CheckpointError."""
+    def __init__(
+        self,
+        config: EngineConfig,
+        progress: Progress | None = None,
+        wrap_gating: Callable[[Gating], Gating] | None = None,
+    ) -> None:
+        """Load the model. Raises ConfigError or CheckpointError. See `assemble` for `wrap_gating`."""
         self.config = config
         self.stats = EngineStats()
-        self._assembly = assemble(config, self.stats.experts, progress)
+        self._assembly = assemble(config, self.stats.experts, progress, wrap_gating)
         loaded, device = self._assembly.loaded, self._assembly.device
         try:
             self.tokenizer: PreTrainedTokenizerBase | None = load_tokenizer(loaded.checkpoint.folder)
@@ -157,6 +165,7 @@ class Engine:
             self.stats.prompt_tokens += len(sequence.prompt_token_ids)
         experts = self.stats.experts
         before = (experts.num_hits, experts.num_misses, experts.num_bytes, experts.stall_s)
+        self._assembly.gating.begin(sequence.request_id)
         logits = self._runner.step(sequence)
         sequence.hits += experts.num_hits - before[0]
         sequence.misses += experts.num_misses - before[1]

@@ -11,9 +11,9 @@ from types import TracebackType
 from transformers import PreTrainedTokenizerBase
 
 from pgmoe.config import EngineConfig
-from pgmoe.engine.assembly import Progress
 from pgmoe.engine.engine import Engine, StepOutput
 from pgmoe.engine.sequence import Sequence as Running
+from pgmoe.engine.tiers import Progress
 from pgmoe.metrics.stats import EngineStats
 from pgmoe.request import Completion, ModelInfo, Request, RequestOutput, SamplingParams
 

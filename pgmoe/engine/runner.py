@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from pgmoe.engine.sequence import Sequence
 from pgmoe.errors import ConfigError
+from pgmoe.models.kv_argument import kv_argument
 
 DEFAULT_CONTEXT = 4096
 """Tokens, for models that name no limit (relative positions)."""
@@ -39,6 +40,7 @@ class ModelRunner:
         self._device = device
         self._prefill_chunk = prefill_chunk
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
+        self._kv_argument = kv_argument(model)
         self._only_last = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @property
@@ -77,7 +79,7 @@ class ModelRunner:
         """Compute what is pending: logits (V,) of the next token, or None while the prompt goes on."""
         chunk = sequence.pending[: self._prefill_chunk]
         ids = torch.tensor([chunk], device=self._device)
-        options = {"past_key_values": sequence.kv_cache, "use_cache": True}
+        options = {self._kv_argument: sequence.kv_cache, "use_cache": True}
         if self.is_encoder_decoder:
             if sequence.encoder_outputs is None:
                 sequence.encoder_outputs = self._encode(sequence.prompt_token_ids)
@@ -85,7 +87,7 @@ class ModelRunner:
         else:
             keep = {"logits_to_keep": 1} if self._only_last else {}
             output = self._model(input_ids=ids, **keep, **options)
-        sequence.kv_cache = output.past_key_values
+        sequence.kv_cache = getattr(output, self._kv_argument)
         del sequence.pending[: len(chunk)]
         return None if sequence.pending else output.logits[0, -1]
 

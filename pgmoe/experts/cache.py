@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container
 from enum import Enum
 
 from pgmoe.experts.policies.base import EvictionPolicy
@@ -55,16 +56,22 @@ class ExpertCache:
         if not self._pins[expert]:
             del self._pins[expert]
 
-    def begin(self, expert: ExpertId) -> tuple[int, ExpertId | None] | None:
+    def begin(
+        self,
+        expert: ExpertId,
+        spared: Container[ExpertId] = (),
+        may_go: Callable[[ExpertId], bool] | None = None,
+    ) -> tuple[int, ExpertId | None] | None:
         """Reserve a slot for a missing expert: (slot, evicted expert or None).
 
-        None, and no change, if no slot is free and nobody may be evicted. `finish` or `abandon` follows.
+        None, and no change, if no slot is free and nobody may be evicted: who is pinned or `spared` may not,
+        and of the others the policy's choice only if `may_go` says so. `finish` or `abandon` follows.
         """
         assert self.state(expert) is SlotState.MISSING, expert
         victim = None
         if not self._free:
-            victim = self._policy.victim(self._pins)
-            if victim is None:
+            victim = self._policy.victim(_Either(self._pins, spared) if spared else self._pins)
+            if victim is None or (may_go is not None and not may_go(victim)):
                 return None
             self._policy.remove(victim)
             self._free.append(self._slot_of.pop(victim))
@@ -88,3 +95,14 @@ class ExpertCache:
         assert sorted(slots) == list(range(self.num_slots)), slots
         assert self._in_flight <= set(self._slot_of)
         assert all(self.state(e) is SlotState.READY for e in self._pins)
+
+
+class _Either:
+    """Two containers as one."""
+
+    def __init__(self, one: Container[ExpertId], other: Container[ExpertId]) -> None:
+        self._one = one
+        self._other = other
+
+    def __contains__(self, expert: object) -> bool:
+        return expert in self._one or expert in self._other

@@ -5,15 +5,18 @@ Shape letters: N tokens, K experts per token, T tokens of one expert, D model wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from pgmoe.experts.grouping import TokenGroups
-from pgmoe.experts.pool import ExpertPool, Weights
+from pgmoe.experts.pool import ExpertPool, LentExpert, Weights
+from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.layout import ExpertFFN, ExpertLayer
+from pgmoe.routing import Routing
 
 
 class PooledExperts:
@@ -22,10 +25,11 @@ class PooledExperts:
     So the result does not depend, to the bit, on which experts were resident.
     """
 
-    def __init__(self, index: int, layer: ExpertLayer, pool: ExpertPool) -> None:
+    def __init__(self, index: int, layer: ExpertLayer, pool: ExpertPool, prefetcher: Prefetcher) -> None:
         self._index = index
         self._layer = layer
         self._pool = pool
+        self._prefetcher = prefetcher
 
     def __call__(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """hidden (N, D), top_k_index (N, K) int64, top_k_weights (N, K) -> (N, D) in hidden's dtype.
@@ -33,28 +37,49 @@ class PooledExperts:
         A token's entries of top_k_index are distinct; those at or above the number of experts are skipped.
         Not differentiable. Raises ExpertReadError.
         """
+        ahead = self._prefetcher.look_ahead(self._index, hidden)
+        ids_NK, ahead_NK = _to_host(top_k_index, ahead)
+        routing = Routing(self._index, ids_NK.tolist(), top_k_weights, ahead_NK.tolist())
         if len(hidden) == 1:
-            return self._one_token(hidden, top_k_index[0], top_k_weights[0])
-        groups = TokenGroups.of(top_k_index, self._layer.num_experts)
+            return self._one_token(hidden, routing)
+        groups = TokenGroups.of(ids_NK, self._layer.num_experts, hidden.device)
         x_RD = hidden[groups.tokens]
         y_RD = torch.empty_like(x_RD)
         x_of, y_of = groups.split(x_RD), groups.split(y_RD)
-        with self._pool.lease(self._index, groups.experts) as lent:
+        with self._lease(routing, groups.experts) as lent:
             for (expert,) in lent:
                 y_of[expert.index].copy_(apply_ffn(self._layer.ffn, expert.weights, x_of[expert.index]))
         return groups.add_up(y_RD, top_k_weights)
 
-    def _one_token(self, hidden: Tensor, ids_K: Tensor, weights_K: Tensor) -> Tensor:
+    def _one_token(self, hidden: Tensor, routing: Routing) -> Tensor:
         """The same for a single token, with few operations: decoding does this in every layer."""
-        chosen = sorted((e, k) for k, e in enumerate(ids_K.tolist()) if e < self._layer.num_experts)
+        (ids_K,), (weights_K,) = routing.ids, routing.weights
+        chosen = sorted((e, k) for k, e in enumerate(ids_K) if e < self._layer.num_experts)
         row_of = {e: row for row, (e, _) in enumerate(chosen)}
         assert len(row_of) == len(chosen), chosen
         token = LoneToken(self._layer, hidden[0], len(chosen))
-        with self._pool.lease(self._index, list(row_of), at_once=len(chosen)) as lent:
+        with self._lease(routing, list(row_of), at_once=len(chosen)) as lent:
             for batch in lent:
                 token.apply({row_of[expert.index]: expert.weights for expert in batch})
         order = torch.tensor([k for _, k in chosen], dtype=torch.int64, device=weights_K.device)
         return token.weighted_sum(weights_K[order])[None]
+
+    @contextmanager
+    def _lease(
+        self, routing: Routing, experts: list[int], at_once: int = 1
+    ) -> Iterator[Iterator[list[LentExpert]]]:
+        """Lend these experts; once the missing ones are ordered, what comes next may be."""
+        with self._pool.lease(self._index, experts, at_once) as lent:
+            self._prefetcher.follow(routing, experts)
+            yield lent
+
+
+def _to_host(ids_NK: Tensor, ahead_NK: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both on the host; this is where it waits for the device, once a layer. Nothing ahead is (0, 0)."""
+    if ahead_NK is None:
+        return ids_NK.cpu(), torch.empty(0, 0, dtype=torch.int64)
+    both = torch.cat([ids_NK, ahead_NK], dim=1).cpu()
+    return both[:, : ids_NK.shape[1]], both[:, ids_NK.shape[1] :]
 
 
 class LoneToken:

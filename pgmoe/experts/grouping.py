@@ -26,15 +26,15 @@ class TokenGroups:
     """(R,): the token of each row."""
 
     @classmethod
-    def of(cls, top_k_index: Tensor, num_experts: int) -> TokenGroups:
-        """From (N, K) int64; entries at or above num_experts have no row. Waits for the device once."""
-        flat = top_k_index.flatten().cpu()
+    def of(cls, ids_NK: Tensor, num_experts: int, device: torch.device | None = None) -> TokenGroups:
+        """From (N, K) int64 on the host, for rows on `device`; ids at or above num_experts have no row."""
+        flat = ids_NK.flatten()
         order = torch.argsort(flat, stable=True)
         ids, counts = torch.unique_consecutive(flat[order], return_counts=True)
         used = int((ids < num_experts).sum())
         num_rows = int(counts[:used].sum())
-        places_R = order[:num_rows].to(top_k_index.device)
-        return cls(ids[:used].tolist(), counts[:used].tolist(), places_R, places_R // top_k_index.shape[1])
+        places_R = order[:num_rows].to(device or flat.device)
+        return cls(ids[:used].tolist(), counts[:used].tolist(), places_R, places_R // ids_NK.shape[1])
 
     def split(self, rows: Tensor) -> dict[int, Tensor]:
         """The rows (R, ...) of each expert, as views (T, ...)."""

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from queue import SimpleQueue
 
 import torch
 from torch import Tensor
 
 from pgmoe.experts.cache import ExpertCache, SlotState
-from pgmoe.experts.link import Arrival, Link
+from pgmoe.experts.host_tier import HostTier
+from pgmoe.experts.lease import Lease
+from pgmoe.experts.links.base import Arrival, Link, Transfer, Urgency
 from pgmoe.experts.slots import SlotArena
 from pgmoe.experts.stores.base import ExpertStore
+from pgmoe.experts.warmth import Warmth
 from pgmoe.layout import ExpertId, ExpertLayer
 from pgmoe.metrics.stats import ExpertStats
 
@@ -42,14 +43,22 @@ class ExpertPool:
         cache: ExpertCache,
         link: Link,
         stats: ExpertStats,
+        host: HostTier | None = None,
     ) -> None:
+        """`host` is the tier that the link passes through, if it does."""
         self._layers = layers
         self._store = store
         self._arena = arena
         self._cache = cache
         self._link = link
+        self._host = host
         self._stats = stats
         self._lendable: dict[ExpertId, LentExpert] = {}
+        self._under_way: dict[ExpertId, Transfer] = {}
+        self._unproven: set[ExpertId] = set()
+        """Ordered before they were asked for, and not used yet."""
+        self._warmth = Warmth(len(layers))
+        self._leased = False
         stats.slots = arena.num_slots
 
     @contextmanager
@@ -61,14 +70,48 @@ class ExpertPool:
         They come in batches of 1 to `at_once`: resident ones first, in the order given, while the missing
         are read; then each as it arrives. Works with fewer slots than experts: slots of one batch are given
         on when the next is asked for. The iterator raises ExpertReadError if an expert's bytes cannot be
-        had. Nothing stays pinned or in flight after the `with` block.
+        had. Nothing stays pinned, nor on its way on demand, after the `with` block. One lease at a time.
         """
-        lease = _Lease(self, [ExpertId(layer, e) for e in experts], at_once)
+        assert not self._leased, layer
+        self._leased = True
+        lease = Lease(self, layer, [ExpertId(layer, e) for e in experts], at_once)
         try:
             yield lease.lend()
         finally:
             lease.settle()
+            self._leased = False
             self._stats.resident = len(self._cache)
+
+    def prefetch(self, layer: int, experts: Iterable[int], *, exact: bool, max_bytes: float) -> int:
+        """Order those of these experts of a coming layer that are missing, the first ones first.
+
+        Stops before more than `max_bytes`, or where no slot can be had: a guess takes free ones and cold
+        ones, an exact selection any that is not pinned or expected. Returns the bytes ordered. Those named
+        are spared by other guesses until their layer had its turn.
+        """
+        wanted = [ExpertId(layer, e) for e in experts]
+        self._warmth.expect(layer, wanted)
+        urgency = Urgency.EXACT if exact else Urgency.GUESS
+        num_bytes, ordered = self._layers[layer].layout.weight_bytes, 0
+        self._book(self._link.arrived())
+        for expert in wanted:
+            if self._cache.state(expert) is not SlotState.MISSING:
+                continue
+            if ordered + num_bytes > max_bytes or not self._order(expert, urgency):
+                break
+            self._unproven.add(expert)
+            ordered += num_bytes
+        return ordered
+
+    @property
+    def guessed_bytes_under_way(self) -> int:
+        """Of experts ordered on a guess that have not arrived and are not asked for yet."""
+        guesses = [e for e, t in self._under_way.items() if t.urgency is Urgency.GUESS]
+        return sum(self._layers[e.layer].layout.weight_bytes for e in guesses)
+
+    def is_missing(self, expert: ExpertId) -> bool:
+        """Neither in a slot nor on its way to one."""
+        return self._cache.state(expert) is SlotState.MISSING
 
     def close(self) -> None:
         """Stop reading and give back files."""
@@ -77,120 +120,142 @@ class ExpertPool:
 
     # What a lease does to the pool, step by step.
 
-    def split(self, experts: Sequence[ExpertId]) -> tuple[list[ExpertId], list[ExpertId]]:
-        """(ready and now pinned, missing); counted as hits and misses. No other lease may be under way."""
-        ready: list[ExpertId] = []
-        missing: list[ExpertId] = []
-        for expert in experts:
-            state = self._cache.state(expert)
-            assert state is not SlotState.IN_FLIGHT, expert
-            (ready if state is SlotState.READY else missing).append(expert)
-        for expert in ready:
-            self._cache.pin(expert)
-        if experts:
-            self._stats.hits[experts[0].layer] += len(ready)
-            self._stats.misses[experts[0].layer] += len(missing)
-        return ready, missing
+    def take_stock(
+        self, layer: int, experts: Sequence[ExpertId]
+    ) -> tuple[list[ExpertId], list[ExpertId], list[ExpertId]]:
+        """(ready and now pinned, on their way and now urgent, missing), each in the order given.
 
-    def order(self, expert: ExpertId, arrivals: SimpleQueue[Arrival]) -> bool:
-        """Start fetching a missing expert; False if no slot can be had now."""
-        reserved = self._cache.begin(expert)
-        if reserved is None:
+        Counted: the ready as hits, the others as misses. Guesses for this layer that were wrong and still
+        wait are dropped.
+        """
+        self._warmth.next_turn(layer)
+        self._book(self._link.arrived())
+        chosen = set(experts)
+        for expert in [e for e in self._under_way if e.layer == layer and e not in chosen]:
+            self.cancel(expert)
+        by_state: dict[SlotState, list[ExpertId]] = {state: [] for state in SlotState}
+        for expert in experts:
+            by_state[self._cache.state(expert)].append(expert)
+        ready, coming, missing = (
+            by_state[SlotState.READY],
+            by_state[SlotState.IN_FLIGHT],
+            by_state[SlotState.MISSING],
+        )
+        for expert in ready:
+            self._count_prefetch(expert, "useful")
+            self.pin(expert)
+        for expert in coming:
+            self._count_prefetch(expert, "late")
+            self._link.promote(self._under_way[expert], Urgency.DEMAND)
+        if experts:
+            self._stats.hits[layer] += len(ready)
+            self._stats.misses[layer] += len(coming) + len(missing)
+        return ready, coming, missing
+
+    def demand(self, expert: ExpertId) -> bool:
+        """Start fetching a missing expert; False if no slot can be had before something arrives."""
+        return self._order(expert, Urgency.DEMAND) or (
+            self._drop_a_guess() and self._order(expert, Urgency.DEMAND)
+        )
+
+    def cancel(self, expert: ExpertId) -> bool:
+        """Drop a transfer of which nothing has moved; whether it could be."""
+        transfer = self._under_way[expert]
+        if not self._link.cancel(transfer):
             return False
-        slot, evicted = reserved
-        if evicted is not None:
-            del self._lendable[evicted]
-            self._stats.evictions[evicted.layer] += 1
-        try:
-            self._link.fetch(expert, self._arena.slot(slot), arrivals)
-        except BaseException:  # no arrival will follow
-            self._cache.abandon(expert)
-            raise
+        self._end(transfer, arrived=False, in_host=False)
         return True
 
-    def receive(self, arrival: Arrival) -> None:
-        """Book an arrival; a failed one leaves its slot free."""
-        expert = arrival.expert
-        if arrival.error is not None:
-            self._cache.abandon(expert)
-            return
-        slot = self._arena.slot(self._cache.slot_of(expert))
-        if arrival.event is not None:
-            torch.get_device_module(slot.device).current_stream(slot.device).wait_event(arrival.event)
-        weights = self._layers[expert.layer].layout.views(slot, self._store.starts(expert))
-        self._lendable[expert] = LentExpert(expert.expert, weights)
-        self._cache.finish(expert)
-        self._stats.transfer_bytes[f"{arrival.tier}_to_device"] += arrival.num_bytes
-        self._stats.transfer_s.append(arrival.seconds)
+    def wait(self, layer: int) -> Arrival:
+        """The next arrival, booked; the time until then counts as this layer's stall."""
+        begin = time.perf_counter()
+        arrival = self._link.wait()
+        self._stats.layer_stall_s[layer] += time.perf_counter() - begin
+        self._book([arrival])
+        return arrival
 
     def lend(self, expert: ExpertId) -> LentExpert:
         """A pinned expert's weights."""
         return self._lendable[expert]
 
     def pin(self, expert: ExpertId) -> None:
-        """Keep it in its slot."""
+        """Keep it in its slot; a use."""
         self._cache.pin(expert)
+        self._warmth.used(expert)
 
     def unpin(self, expert: ExpertId) -> None:
         """It may go."""
         self._cache.unpin(expert)
 
-    def stalled(self, seconds: float) -> None:
-        """Count time that compute waited."""
-        self._stats.stall_s += seconds
+    def _order(self, expert: ExpertId, urgency: Urgency) -> bool:
+        """Reserve what the expert needs on each tier and order it; False, changing nothing, if that fails."""
+        blob, from_disk = None, True
+        if self._host is not None:
+            reserved = self._host.reserve(expert)
+            if reserved is None:
+                return False
+            blob, from_disk = reserved[0], not reserved[1]
+        place = self._place(expert, urgency)
+        if place is None:
+            if self._host is not None:
+                self._host.release(expert, arrived=False)
+            return False
+        reason = "demand" if urgency is Urgency.DEMAND else "prefetch"
+        transfer = Transfer(expert, self._arena.slot(place), urgency, reason, blob, from_disk)
+        self._under_way[expert] = transfer
+        try:
+            self._link.order(transfer)
+        except BaseException:  # no arrival will follow
+            self._end(transfer, arrived=False, in_host=False)
+            raise
+        return True
 
+    def _place(self, expert: ExpertId, urgency: Urgency) -> int | None:
+        """Reserve a slot. A guess pushes out cold experts alone; who is expected goes if no other may."""
+        may_go = self._warmth.is_cold if urgency is Urgency.GUESS else None
+        reserved = self._cache.begin(expert, self._warmth.expected, may_go)
+        if reserved is None and urgency is Urgency.DEMAND:
+            reserved = self._cache.begin(expert)
+        if reserved is None:
+            return None
+        slot, evicted = reserved
+        if evicted is not None:
+            del self._lendable[evicted]
+            self._count_prefetch(evicted, "wasted")
+            self._stats.evictions[evicted.layer] += 1
+        return slot
 
-class _Lease:
-    """One layer's turn: what is still pinned, missing and under way."""
+    def _drop_a_guess(self) -> bool:
+        """Give up the last ordered guess of which nothing has moved yet, if there is one."""
+        guesses = [e for e, t in self._under_way.items() if t.urgency is not Urgency.DEMAND]
+        return any(self.cancel(expert) for expert in reversed(guesses))
 
-    def __init__(self, pool: ExpertPool, experts: Sequence[ExpertId], at_once: int) -> None:
-        self._pool = pool
-        self._at_once = at_once
-        ready, missing = pool.split(experts)
-        self._ready, self._missing = deque(ready), deque(missing)
-        self._lent: list[ExpertId] = []
-        self._arrivals: SimpleQueue[Arrival] = SimpleQueue()
-        self._in_flight = 0
+    def _book(self, arrivals: Iterable[Arrival]) -> None:
+        """What arrived is ready; what failed leaves its slot free and has to be ordered again."""
+        for arrival in arrivals:
+            expert = arrival.transfer.expert
+            self._end(arrival.transfer, arrived=arrival.error is None, in_host=arrival.in_host)
+            if arrival.error is not None:
+                continue
+            if arrival.event is not None:
+                device = arrival.blob.device
+                torch.get_device_module(device).current_stream(device).wait_event(arrival.event)
+            weights = self._layers[expert.layer].layout.views(arrival.blob, self._store.starts(expert))
+            self._lendable[expert] = LentExpert(expert.expert, weights)
 
-    def lend(self) -> Iterator[list[LentExpert]]:
-        self._order()
-        while self._ready or self._in_flight:
-            if not self._ready:
-                self._wait()
-            self._lent = [self._ready.popleft() for _ in range(min(self._at_once, len(self._ready)))]
-            yield [self._pool.lend(expert) for expert in self._lent]
-            self._take_back()
-            self._order()
-        assert not self._missing, self._missing
+    def _end(self, transfer: Transfer, *, arrived: bool, in_host: bool) -> None:
+        """A transfer is over or dropped: the books of both tiers."""
+        expert = transfer.expert
+        del self._under_way[expert]
+        if self._host is not None:
+            self._host.release(expert, arrived=in_host)
+        if arrived:
+            self._cache.finish(expert)
+        else:
+            self._cache.abandon(expert)
+            self._unproven.discard(expert)
 
-    def settle(self) -> None:
-        """Wait for what is still under way and unpin everything."""
-        while self._in_flight:
-            self._pool.receive(self._next_arrival())
-        self._take_back()
-        while self._ready:
-            self._pool.unpin(self._ready.popleft())
-
-    def _take_back(self) -> None:
-        while self._lent:
-            self._pool.unpin(self._lent.pop())
-
-    def _order(self) -> None:
-        while self._missing and self._pool.order(self._missing[0], self._arrivals):
-            self._missing.popleft()
-            self._in_flight += 1
-
-    def _wait(self) -> None:
-        begin = time.perf_counter()
-        arrival = self._next_arrival()
-        self._pool.stalled(time.perf_counter() - begin)
-        self._pool.receive(arrival)
-        if arrival.error is not None:
-            raise arrival.error
-        self._pool.pin(arrival.expert)
-        self._ready.append(arrival.expert)
-
-    def _next_arrival(self) -> Arrival:
-        arrival = self._arrivals.get()
-        self._in_flight -= 1  # only now: an interrupt while waiting leaves it under way
-        return arrival
+    def _count_prefetch(self, expert: ExpertId, outcome: str) -> None:
+        if expert in self._unproven:
+            self._unproven.remove(expert)
+            self._stats.prefetch_bytes[outcome] += self._layers[expert.layer].layout.weight_bytes

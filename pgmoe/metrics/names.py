@@ -34,8 +34,8 @@ def _gauge(name: str, help: str, *labels: str) -> Metric:
     return Metric(f"pgmoe_{name}", "gauge", help, labels)
 
 
-def _histogram(name: str, help: str, buckets: tuple[float, ...] = LATENCY_BUCKETS_S) -> Metric:
-    return Metric(f"pgmoe_{name}", "histogram", help, (), buckets)
+def _histogram(name: str, help: str, buckets: tuple[float, ...] = LATENCY_BUCKETS_S, *labels: str) -> Metric:
+    return Metric(f"pgmoe_{name}", "histogram", help, labels, buckets)
 
 
 REQUESTS_RUNNING = _gauge("num_requests_running", "Requests that hold a KV cache now.")
@@ -50,12 +50,27 @@ INTER_TOKEN_LATENCY = _histogram("inter_token_latency_seconds", "Between two tok
 QUEUE_TIME = _histogram("request_queue_time_seconds", "From submission to the first step.")
 E2E_LATENCY = _histogram("e2e_request_latency_seconds", "From submission to the end.")
 EXPERT_HITS = _counter("expert_cache_hits", "Experts found in a slot when needed.", "layer")
-EXPERT_MISSES = _counter("expert_cache_misses", "Experts fetched on demand.", "layer")
-EXPERT_EVICTIONS = _counter("expert_cache_evictions", "Experts that lost their slot.", "layer")
+EXPERT_MISSES = _counter("expert_cache_misses", "Experts that were not in a slot when needed.", "layer")
+EXPERT_EVICTIONS = _counter("expert_cache_evictions", "Experts that lost their slot.", "layer", "policy")
 EXPERT_RESIDENT = _gauge("expert_cache_resident", "Experts in slots now.")
 EXPERT_SLOTS = _gauge("expert_cache_slots", "Expert slots on the device.")
-TRANSFER_BYTES = _counter("expert_transfer_bytes", "Expert bytes copied, by link.", "link")
-TRANSFER_TIME = _histogram("expert_transfer_seconds", "One expert's copy.", TRANSFER_BUCKETS_S)
-STALL_TIME = _counter("expert_stall_seconds", "Seconds that compute waited for experts.")
+TRANSFER_BYTES = _counter(
+    "expert_transfer_bytes", "Expert bytes copied, by link and reason.", "link", "reason"
+)
+TRANSFER_TIME = _histogram(
+    "expert_transfer_seconds", "One expert's copy, by link.", TRANSFER_BUCKETS_S, "link"
+)
+LINK_BUSY = _counter("link_busy_seconds", "Seconds in which an expert was on its way over the link.", "link")
+LINK_BANDWIDTH = _gauge(
+    "link_bandwidth_bytes_per_second", "What the link carried when it was measured, at the start.", "link"
+)
+STALL_TIME = _counter("expert_stall_seconds", "Seconds that compute waited for experts.", "layer")
+PREFETCH_BYTES = _counter(
+    "prefetch_bytes",
+    "Bytes of experts ordered before they were asked for: ready in time, still under way, or never used.",
+    "outcome",
+)
+PREFETCH_ON = _gauge("prefetch_on", "1 while guesses are followed, 0 while they do not pay.")
+PREFETCH_SWITCHES = _counter("prefetch_switches", "Times that guessing was switched off or on again.")
 
 METRICS: tuple[Metric, ...] = tuple(m for m in list(globals().values()) if isinstance(m, Metric))

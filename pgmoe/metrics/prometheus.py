@@ -25,22 +25,44 @@ NUMBERS: dict[names.Metric, Callable[[EngineStats], float]] = {
     names.GENERATION_TOKENS: lambda stats: stats.generation_tokens,
     names.EXPERT_RESIDENT: lambda stats: stats.experts.resident,
     names.EXPERT_SLOTS: lambda stats: stats.experts.slots,
-    names.STALL_TIME: lambda stats: stats.experts.stall_s,
+    names.PREFETCH_ON: lambda stats: stats.experts.prefetch_on,
+    names.PREFETCH_SWITCHES: lambda stats: stats.experts.prefetch_switches,
 }
-BY_LABEL: dict[names.Metric, Callable[[EngineStats], Mapping[int, int] | Mapping[str, int]]] = {
-    names.REQUESTS_FINISHED: lambda stats: stats.finished,
-    names.EXPERT_HITS: lambda stats: stats.experts.hits,
-    names.EXPERT_MISSES: lambda stats: stats.experts.misses,
-    names.EXPERT_EVICTIONS: lambda stats: stats.experts.evictions,
-    names.TRANSFER_BYTES: lambda stats: stats.experts.transfer_bytes,
+Labels = tuple[str | int, ...]
+BY_LABELS: dict[names.Metric, Callable[[EngineStats], dict[Labels, float]]] = {
+    names.REQUESTS_FINISHED: lambda stats: _one(stats.finished),
+    names.EXPERT_HITS: lambda stats: _one(stats.experts.hits),
+    names.EXPERT_MISSES: lambda stats: _one(stats.experts.misses),
+    names.EXPERT_EVICTIONS: lambda stats: {
+        (layer, stats.experts.policy): n for layer, n in dict(stats.experts.evictions).items()
+    },
+    names.STALL_TIME: lambda stats: _one(stats.experts.layer_stall_s),
+    names.PREFETCH_BYTES: lambda stats: _one(stats.experts.prefetch_bytes),
+    names.TRANSFER_BYTES: lambda stats: {
+        (link, reason): n
+        for link, counted in dict(stats.experts.links).items()
+        for reason, n in dict(counted.num_bytes).items()
+    },
+    names.LINK_BUSY: lambda stats: {(n,): link.busy_s for n, link in dict(stats.experts.links).items()},
+    names.LINK_BANDWIDTH: lambda stats: {
+        (n,): link.bandwidth for n, link in dict(stats.experts.links).items() if link.bandwidth
+    },
 }
-OBSERVATIONS: dict[names.Metric, Callable[[EngineStats], deque[float]]] = {
-    names.TIME_TO_FIRST_TOKEN: lambda stats: stats.time_to_first_token_s,
-    names.INTER_TOKEN_LATENCY: lambda stats: stats.inter_token_s,
-    names.QUEUE_TIME: lambda stats: stats.queue_s,
-    names.E2E_LATENCY: lambda stats: stats.e2e_s,
-    names.TRANSFER_TIME: lambda stats: stats.experts.transfer_s,
+"""Copies, made in one step each: the engine's threads may add keys."""
+OBSERVATIONS: dict[names.Metric, Callable[[EngineStats], dict[Labels, deque[float]]]] = {
+    names.TIME_TO_FIRST_TOKEN: lambda stats: {(): stats.time_to_first_token_s},
+    names.INTER_TOKEN_LATENCY: lambda stats: {(): stats.inter_token_s},
+    names.QUEUE_TIME: lambda stats: {(): stats.queue_s},
+    names.E2E_LATENCY: lambda stats: {(): stats.e2e_s},
+    names.TRANSFER_TIME: lambda stats: {
+        (n,): link.transfer_s for n, link in dict(stats.experts.links).items()
+    },
 }
+
+
+def _one(values: Mapping[int, float] | Mapping[str, float]) -> dict[Labels, float]:
+    """Values by one label."""
+    return {(label,): value for label, value in dict(values).items()}
 
 
 class _Histogram:
@@ -70,12 +92,14 @@ class StatsCollector(Collector):
     def __init__(self, stats: EngineStats, *, model_name: str, replica: str) -> None:
         self._stats = stats
         self._common = [model_name, replica]  # in the order of names.COMMON_LABELS
-        self._histograms = {metric: _Histogram(metric.buckets) for metric in OBSERVATIONS}
+        self._histograms: dict[tuple[names.Metric, Labels], _Histogram] = {}
 
     def drain(self) -> None:
         """Take over what the engine observed; its queues are bounded, so do it now and then."""
-        for metric, histogram in self._histograms.items():
-            histogram.take(OBSERVATIONS[metric](self._stats))
+        for metric, observed in OBSERVATIONS.items():
+            for labels, values in observed(self._stats).items():
+                histogram = self._histograms.setdefault((metric, labels), _Histogram(metric.buckets))
+                histogram.take(values)
 
     def collect(self) -> Iterator[Metric]:
         """Every row of the table with its values as of now. One thread at a time."""
@@ -86,15 +110,18 @@ class StatsCollector(Collector):
         labels = [*names.COMMON_LABELS, *metric.labels]
         if metric.kind == "histogram":
             family = HistogramMetricFamily(metric.name, metric.help, labels=labels)
-            histogram = self._histograms[metric]
-            family.add_metric(self._common, histogram.cumulative(), histogram.sum)
+            for (of, values), histogram in self._histograms.items():
+                if of is metric:
+                    family.add_metric(self._all(values), histogram.cumulative(), histogram.sum)
             return family
         kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
         numbers = kind(metric.name, metric.help, labels=labels)
         if metric in NUMBERS:
             numbers.add_metric(self._common, NUMBERS[metric](self._stats))
         else:
-            by_label = dict(BY_LABEL[metric](self._stats))  # one step: the engine's thread may add keys
-            for label, value in sorted(by_label.items()):
-                numbers.add_metric([*self._common, str(label)], value)
+            for values, number in sorted(BY_LABELS[metric](self._stats).items()):
+                numbers.add_metric(self._all(values), number)
         return numbers
+
+    def _all(self, values: Labels) -> list[str]:
+        return [*self._common, *map(str, values)]

@@ -5,8 +5,23 @@ The step thread writes, anyone may read; nothing here blocks.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
+
+
+@dataclass
+class LinkStats:
+    """One link between two tiers. Its threads write, under its queue's lock."""
+
+    num_bytes: Counter[str] = field(default_factory=Counter)
+    """Bytes copied, by reason: `demand`, `prefetch`, or `start` before any request. Of the weights from disk;
+    from host memory of whole slots, which may have padding between the tensors."""
+    busy_s: float = 0.0
+    """Seconds in which at least one expert was on its way."""
+    transfer_s: deque[float] = field(default_factory=lambda: deque(maxlen=65536), repr=False)
+    """Seconds each expert's copy took; readers pop from the left."""
+    bandwidth: float = 0.0
+    """Bytes per second that it carried when it was measured, at the start; 0 where it was not."""
 
 
 @dataclass
@@ -17,18 +32,22 @@ class ExpertStats:
     """Experts found in a slot, by MoE layer."""
     misses: Counter[int] = field(default_factory=Counter)
     evictions: Counter[int] = field(default_factory=Counter)
-    transfer_bytes: Counter[str] = field(default_factory=Counter)
-    """Bytes copied, by link: `disk_to_host`, `disk_to_device`, `host_to_device`.
-
-    From disk, of the weights; from host memory, of whole slots, which have padding between the tensors.
-    """
-    transfer_s: deque[float] = field(default_factory=lambda: deque(maxlen=65536), repr=False)
-    """Seconds each expert's copy took; readers pop from the left."""
-    stall_s: float = 0.0
-    """Seconds that compute waited for copies."""
+    links: defaultdict[str, LinkStats] = field(default_factory=lambda: defaultdict(LinkStats))
+    """By name: `disk_to_host`, `disk_to_device`, `host_to_device`, `emulated`."""
+    layer_stall_s: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
+    """Seconds that compute waited for copies, by MoE layer."""
+    prefetch_bytes: Counter[str] = field(default_factory=Counter)
+    """Bytes of experts ordered before they were asked for, by outcome: `useful` (ready in time), `late`
+    (asked for while under way), `wasted` (evicted unused)."""
+    prefetch_on: bool = False
+    """Whether guesses are followed now."""
+    prefetch_switches: int = 0
+    """How often guessing was switched off or on again."""
     resident: int = 0
     """Experts in slots now."""
     slots: int = 0
+    policy: str = ""
+    """Name of the eviction policy."""
 
     @property
     def num_hits(self) -> int:
@@ -41,9 +60,20 @@ class ExpertStats:
         return self.misses.total()
 
     @property
+    def transfer_bytes(self) -> dict[str, int]:
+        """Bytes copied over each link so far, where there were any."""
+        found = {name: link.num_bytes.total() for name, link in list(self.links.items())}
+        return {name: num_bytes for name, num_bytes in found.items() if num_bytes}
+
+    @property
     def num_bytes(self) -> int:
         """Over all links."""
-        return self.transfer_bytes.total()
+        return sum(self.transfer_bytes.values())
+
+    @property
+    def stall_s(self) -> float:
+        """Of all layers."""
+        return sum(list(self.layer_stall_s.values()))
 
 
 @dataclass

@@ -10,11 +10,17 @@ import torch
 from torch import Tensor
 
 from pgmoe.experts.cache import ExpertCache, SlotState
-from pgmoe.experts.link import HostLink
+from pgmoe.experts.compute import PooledExperts
+from pgmoe.experts.host_tier import HostTier
+from pgmoe.experts.limiter import PrefetchLimiter
+from pgmoe.experts.links.copiers import RamCopier
+from pgmoe.experts.links.tiered import TieredLink
 from pgmoe.experts.policies import make_policy
 from pgmoe.experts.pool import ExpertPool, Weights
+from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.experts.slots import SlotArena
-from pgmoe.experts.stores.base import ExpertStore, Tier
+from pgmoe.experts.stores.base import ExpertStore
+from pgmoe.gating import OnDemand
 from pgmoe.layout import BlobLayout, ExpertFFN, ExpertId, ExpertLayer, Extent
 from pgmoe.metrics.stats import ExpertStats
 
@@ -75,13 +81,25 @@ class PoolParts:
     num_readers: int = 3
     policy: str = "lru"
     stats: ExpertStats = field(default_factory=ExpertStats)
+    num_host_blobs: int = 0
+    """Experts that host memory holds between disk and slots; 0 is no such tier."""
 
     def __post_init__(self) -> None:
         slot_bytes = max(layer.layout.slot_bytes for layer in self.layers)
         self.cache = ExpertCache(self.num_slots, make_policy(self.policy))
         self.arena = SlotArena(self.num_slots, slot_bytes, torch.device("cpu"))
-        link = HostLink(self.store, self.num_readers)
-        self.pool = ExpertPool(self.layers, self.store, self.arena, self.cache, link, self.stats)
+        self.host: HostTier | None = None
+        if self.num_host_blobs:
+            self.host = HostTier(self.num_host_blobs, slot_bytes, make_policy(self.policy), pinned=False)
+        copier = None if self.host is None else RamCopier()
+        link = TieredLink(self.store, self.num_readers, copier, self.stats)
+        self.pool = ExpertPool(self.layers, self.store, self.arena, self.cache, link, self.stats, self.host)
+
+    def experts(self, layer: int) -> PooledExperts:
+        """What an MoE layer calls; on demand."""
+        size = self.layers[layer].layout.weight_bytes
+        prefetcher = Prefetcher(OnDemand(), self.pool, PrefetchLimiter(1e9), size, self.stats)
+        return PooledExperts(layer, self.layers[layer], self.pool, prefetcher)
 
     def take(self, layer: int, experts: Sequence[int]) -> list[int]:
         """Lease these, check every byte, and give them in the order in which they came."""
@@ -107,13 +125,9 @@ class GatedStore:
     def __init__(self, store: ExpertStore) -> None:
         """`store` stays open when this one is closed."""
         self.store = store
-        self.tiers = store.tiers
 
     def enter(self, expert: ExpertId) -> None:
         raise NotImplementedError
-
-    def tier_of(self, expert: ExpertId) -> Tier:
-        return self.store.tier_of(expert)
 
     def starts(self, expert: ExpertId) -> dict[str, int]:
         return self.store.starts(expert)

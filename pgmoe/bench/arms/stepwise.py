@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from pgmoe.bench.arms.clock import TokenClock
 from pgmoe.bench.job import Answer, Job
+from pgmoe.models.kv_argument import kv_argument
 
 
 @torch.inference_mode()
@@ -16,10 +17,10 @@ def answer_stepwise(model: PreTrainedModel, device: torch.device, job: Job, cloc
     The host reads every token before it starts the next step, as sampling does.
     """
     ids = torch.tensor([job.prompt], device=device)
-    cache = None
+    cache, name = None, kv_argument(model)
     for step in range(job.num_tokens):
-        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
+        output = model(input_ids=ids, use_cache=True, logits_to_keep=1, **{name: cache})
+        cache = getattr(output, name)
         token = int(output.logits[0, -1].argmax())
         clock.take(token)
         fed = token if job.forced is None else job.forced[step]

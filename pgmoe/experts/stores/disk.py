@@ -10,7 +10,6 @@ import numpy as np
 from torch import Tensor
 
 from pgmoe.errors import ExpertReadError
-from pgmoe.experts.stores.base import Tier
 from pgmoe.experts.stores.read_plan import Run, plan_reads
 from pgmoe.layout import ExpertId, ExpertLayer
 from pgmoe.memory import page_aligned
@@ -49,8 +48,6 @@ class _File:
 class DiskStore:
     """The disk tier. See ExpertStore for the contract of its methods."""
 
-    tiers: frozenset[Tier] = frozenset({"disk"})
-
     def __init__(self, layers: tuple[ExpertLayer, ...], *, direct_io: bool = True) -> None:
         """Open every file that holds experts. Raises ExpertReadError if one cannot be opened."""
         self._layers = layers
@@ -69,10 +66,6 @@ class DiskStore:
     def direct_io(self) -> bool:
         """Whether every file is read past the page cache."""
         return all(f.direct is not None for f in self._files.values())
-
-    def tier_of(self, expert: ExpertId) -> Tier:
-        """Disk, for every one."""
-        return "disk"
 
     def starts(self, expert: ExpertId) -> dict[str, int]:
         """Each tensor lies in its region as far from a page boundary as in its file."""

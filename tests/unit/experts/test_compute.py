@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pgmoe.experts.compute import PooledExperts
 from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.layout import BlobLayout, ExpertFFN, ExpertLayer, Extent
 from pgmoe.selftest import read_plainly
@@ -50,7 +49,7 @@ def test_slots_give_what_experts_in_memory_give(
     (layer,) = parts.layers
     weights = [read_plainly(layer, expert, torch.device("cpu")) for expert in range(NUM_EXPERTS)]
     batch = inputs(num_tokens, layer.dtype, router)
-    found = PooledExperts(0, layer, parts.pool)(*batch)
+    found = parts.experts(0)(*batch)
     expected = InMemoryExperts(weights, layer.ffn)(*batch)
     assert found.dtype == layer.dtype
     tolerance = 1e-5 if layer.dtype == torch.float32 else 2e-2
@@ -61,7 +60,7 @@ def test_slots_give_what_experts_in_memory_give(
 def test_a_lone_token_is_rounded_as_the_formula_says(parts: PoolParts) -> None:
     """Each expert's output times its weight, rounded to the hidden type, added in ascending order."""
     layer = parts.layers[0]
-    experts = PooledExperts(0, layer, parts.pool)
+    experts = parts.experts(0)
     for seed in range(1, 9):
         hidden, index, weights = (t[:1] for t in inputs(seed, layer.dtype, torch.float32))
         found = experts(hidden, index, weights)
@@ -89,7 +88,7 @@ def test_a_lone_tokens_bits_do_not_depend_on_which_experts_were_resident(tmp_pat
     for _ in range(30):
         hidden = torch.randn(1, WIDTH, generator=generator)
         parts = PoolParts((layer,), DiskStore((layer,)), num_slots=NUM_EXPERTS)
-        experts = PooledExperts(0, layer, parts.pool)
+        experts = parts.experts(0)
         parts.take(0, [0, 4])
         some_resident, all_resident = (experts(hidden, index, torch.ones(1, 4)) for _ in range(2))
         assert (parts.stats.num_hits, parts.stats.num_misses) == (2 + 4, 2 + 2)
@@ -99,7 +98,7 @@ def test_a_lone_tokens_bits_do_not_depend_on_which_experts_were_resident(tmp_pat
 
 @few_slots
 def test_tokens_without_experts_come_out_as_zeros(parts: PoolParts) -> None:
-    experts = PooledExperts(0, parts.layers[0], parts.pool)
+    experts = parts.experts(0)
     for num_tokens in (1, 4):
         hidden = torch.randn(num_tokens, WIDTH).to(parts.layers[0].dtype)
         index = torch.full((num_tokens, 2), NUM_EXPERTS)

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pgmoe.metrics import names
-from pgmoe.metrics.prometheus import BY_LABEL, NUMBERS, OBSERVATIONS, StatsCollector
+from pgmoe.metrics.prometheus import BY_LABELS, NUMBERS, OBSERVATIONS, StatsCollector
 from pgmoe.metrics.stats import EngineStats
 
 LABELS = {"model_name": "m", "replica": "r0"}
@@ -33,28 +33,31 @@ def value(registry: CollectorRegistry) -> Value:
 
 
 def test_every_metric_of_the_table_is_read_from_one_place() -> None:
-    readers: list[dict[names.Metric, Any]] = [NUMBERS, BY_LABEL, OBSERVATIONS]
+    readers: list[dict[names.Metric, Any]] = [NUMBERS, BY_LABELS, OBSERVATIONS]
     assert sorted(m.name for reader in readers for m in reader) == sorted(m.name for m in names.METRICS)
     assert all(metric.kind == "histogram" for metric in OBSERVATIONS)
-    assert all(len(metric.labels) == 1 for metric in BY_LABEL)
+    assert all(metric.labels for metric in BY_LABELS)
 
 
 def test_numbers_are_those_of_the_moment_of_the_scrape(stats: EngineStats, value: Value) -> None:
     assert value("generation_tokens_total") == 0
     stats.generation_tokens = 5
     stats.num_running = 2
-    stats.experts.stall_s = 0.25
     assert value("generation_tokens_total") == 5
     assert value("num_requests_running") == 2
-    assert value("expert_stall_seconds_total") == 0.25
 
 
 def test_counts_by_layer_link_and_reason_carry_their_label(stats: EngineStats, value: Value) -> None:
     stats.experts.misses[3] += 4
-    stats.experts.transfer_bytes["disk_to_device"] += 8192
+    stats.experts.links["disk_to_device"].num_bytes["demand"] += 8192
+    stats.experts.layer_stall_s[3] += 0.25
+    stats.experts.policy = "lru"
+    stats.experts.evictions[2] += 7
     stats.finished["cancelled"] += 1
     assert value("expert_cache_misses_total", layer="3") == 4
-    assert value("expert_transfer_bytes_total", link="disk_to_device") == 8192
+    assert value("expert_transfer_bytes_total", link="disk_to_device", reason="demand") == 8192
+    assert value("expert_stall_seconds_total", layer="3") == 0.25
+    assert value("expert_cache_evictions_total", layer="2", policy="lru") == 7
     assert value("request_success_total", finished_reason="cancelled") == 1
 
 

@@ -1,0 +1,69 @@
+"""One layer's turn with the pool: what is pinned, awaited and missing."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pgmoe.layout import ExpertId
+
+if TYPE_CHECKING:
+    from pgmoe.experts.pool import ExpertPool, LentExpert
+
+
+class Lease:
+    """Orders what is missing at once, then lends each expert as it is ready. Made by ExpertPool.lease."""
+
+    def __init__(self, pool: ExpertPool, layer: int, experts: Sequence[ExpertId], at_once: int) -> None:
+        self._pool = pool
+        self._layer = layer
+        self._at_once = at_once
+        ready, coming, missing = pool.take_stock(layer, experts)
+        self._ready, self._awaited, self._missing = deque(ready), set(coming), deque(missing)
+        self._lent: list[ExpertId] = []
+        try:
+            self._order()
+        except BaseException:
+            self.settle()
+            raise
+
+    def lend(self) -> Iterator[list[LentExpert]]:
+        """Batches of experts, see ExpertPool.lease."""
+        while self._ready or self._awaited or self._missing:
+            while not self._ready:
+                self._wait()
+                self._order()
+            self._lent = [self._ready.popleft() for _ in range(min(self._at_once, len(self._ready)))]
+            yield [self._pool.lend(expert) for expert in self._lent]
+            self._take_back()
+            self._order()
+
+    def settle(self) -> None:
+        """Drop or await what is still under way for this layer, and unpin everything."""
+        self._awaited = {expert for expert in self._awaited if not self._pool.cancel(expert)}
+        while self._awaited:
+            self._awaited.discard(self._pool.wait(self._layer).transfer.expert)
+        self._take_back()
+        while self._ready:
+            self._pool.unpin(self._ready.popleft())
+
+    def _take_back(self) -> None:
+        while self._lent:
+            self._pool.unpin(self._lent.pop())
+
+    def _order(self) -> None:
+        while self._missing and self._pool.demand(self._missing[0]):
+            self._awaited.add(self._missing.popleft())
+
+    def _wait(self) -> None:
+        """For the next arrival, which may be a guess for another layer: that one's slot can be had then."""
+        arrival = self._pool.wait(self._layer)
+        expert = arrival.transfer.expert
+        if expert not in self._awaited:
+            return
+        self._awaited.remove(expert)  # only now: an interrupt while waiting leaves it under way
+        if arrival.error is not None:
+            raise arrival.error
+        self._pool.pin(expert)
+        self._ready.append(expert)

@@ -1,0 +1,1 @@
+"""How experts' bytes get into slots while compute goes on."""

@@ -1,0 +1,68 @@
+"""What a link carries, measured at the start: utilisation and the limits of guesses are reckoned from it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgmoe.errors import ExpertReadError
+from pgmoe.experts.stores.base import ExpertStore
+from pgmoe.layout import ExpertId
+from pgmoe.memory import page_aligned
+
+MEASURE_S = 0.5
+NUM_COPIES = 16
+
+_logger = logging.getLogger(__name__)
+
+
+def measure_reads(
+    store: ExpertStore,
+    experts: Sequence[ExpertId],
+    slot_bytes: int,
+    num_readers: int,
+    seconds: float = MEASURE_S,
+) -> float:
+    """Bytes per second of so many readers, reading experts in random order; each once at most.
+
+    Ends after `seconds`. An expert that cannot be read ends it, too, and is left to whoever needs it.
+    """
+    order = iter(random.Random(0).sample(experts, len(experts)))
+    begin = time.perf_counter()
+
+    def read(_: int) -> int:
+        buffer, done = page_aligned(slot_bytes), 0
+        while time.perf_counter() - begin < seconds:
+            expert = next(order, None)  # one step of the interpreter, so safe for several threads
+            if expert is None:
+                break
+            done += store.read(expert, buffer)
+        return done
+
+    try:
+        with ThreadPoolExecutor(num_readers, thread_name_prefix="pgmoe-measure") as pool:
+            total = sum(pool.map(read, range(num_readers)))
+    except ExpertReadError as error:
+        _logger.warning("measuring the disk: %s", error)
+        return 0.0
+    return total / (time.perf_counter() - begin)
+
+
+def measure_copies(blob: Tensor, slot: Tensor) -> float:
+    """Bytes per second from host memory to a slot, one copy after another. The slot's content is lost."""
+    begin = time.perf_counter()
+    for _ in range(NUM_COPIES):
+        if slot.is_cpu:
+            np.copyto(slot.numpy(), blob.numpy())
+        else:
+            slot.copy_(blob, non_blocking=True)
+    if not slot.is_cpu:
+        torch.get_device_module(slot.device).synchronize(slot.device)
+    return NUM_COPIES * slot.nbytes / (time.perf_counter() - begin)
