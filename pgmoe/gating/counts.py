@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +31,11 @@ class PairCounts:
     def learn(self, layer: int, rows: Rows, later: int, later_rows: Rows) -> None:
         """Token by token, `later_rows` came after `rows`; as many of both."""
         num, num_later = self._num_experts[layer], self._num_experts[later]
-        counts = self._counts.setdefault((layer, later), np.zeros((num + 1, num_later + 1), np.uint32))
+        if (layer, later) not in self._counts:
+            self._counts[layer, later] = np.zeros((num + 1, num_later + 1), np.uint32)
         a_NK = np.minimum(np.asarray(rows), num)  # the last row and column take in what stands for none
         b_NK = np.minimum(np.asarray(later_rows), num_later)
-        np.add.at(counts, (a_NK[:, :, None], b_NK[:, None, :]), 1)
+        np.add.at(self._counts[layer, later], (a_NK[:, :, None], b_NK[:, None, :]), 1)
 
     def scores(self, layer: int, rows: Rows, later: int) -> NDArray[np.float64]:
         """(E,), each below 1: how likely tokens that used `rows` use each expert of the later layer.
@@ -42,14 +44,12 @@ class PairCounts:
         """
         num, num_later = self._num_experts[layer], self._num_experts[later]
         counts = self._counts.get((layer, later))
-        experts, times = np.unique(np.asarray(rows), return_counts=True)
-        known = experts < num
-        if counts is None or not known.any():
+        users = Counter(e for e in chain.from_iterable(rows) if e < num)
+        if counts is None or not users:
             return np.zeros(num_later)
-        experts, times = experts[known], times[known]
-        followed = counts[experts, :num_later].astype(np.float64)
+        followed = counts[list(users), :num_later]
         shares = followed / (followed.sum(1, keepdims=True) + 1)  # so that one occurrence is no certainty
-        found: NDArray[np.float64] = times @ shares / times.sum()
+        found: NDArray[np.float64] = np.array(list(users.values())) @ shares / users.total()
         return found
 
 
@@ -57,7 +57,7 @@ class RepeatCounts:
     """What exactly this history was followed by: a dictionary, of which the longest unused entries go.
 
     Source: EdgeMoE (Yi et al. 2023), whose history is the experts active in the two layers before. An entry
-    holds a counter of at most E experts, so `num_keys` of them take some 2 KB each with 8 experts a token.
+    holds a counter of at most E experts; with 8 experts a token it takes some 2 KB.
     """
 
     def __init__(self, num_keys: int) -> None:
