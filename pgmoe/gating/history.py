@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,6 @@ class Context:
     """Whether they begin a forward pass."""
 
 
-@dataclass
 class Histories:
     """Follows interleaved sequences, each for its last `length` layers. Whoever paused longest is forgotten.
 
@@ -48,16 +47,15 @@ class Histories:
     before the first `begin` belongs to a sequence without a name.
     """
 
-    length: int
-    num_sequences: int
-    """How many sequences are remembered; those that ended are forgotten by this alone."""
-    _tracks: OrderedDict[str, _Track] = field(default_factory=OrderedDict)
-    _running: str = ""
-    _step: int = 0
-    _after: dict[int, int] = field(default_factory=dict)
-    _last_layers: set[int] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
+    def __init__(self, length: int, num_sequences: int) -> None:
+        """`num_sequences`: how many are remembered. Nobody tells when one has ended."""
+        self._length = length
+        self._num_sequences = num_sequences
+        self._tracks: OrderedDict[str, _Track] = OrderedDict()
+        self._after: dict[int, int] = {}
+        self._last_layers: set[int] = set()
+        self._running = ""
+        self._step = 0
         self.begin("")
 
     def begin(self, sequence: str) -> None:
@@ -69,9 +67,9 @@ class Histories:
         self._step += 1
         self._running = sequence
         if sequence not in self._tracks:
-            self._tracks[sequence] = _Track(deque(maxlen=self.length), follower=sequence)
+            self._tracks[sequence] = _Track(deque(maxlen=self._length), follower=sequence)
         self._tracks.move_to_end(sequence)
-        if len(self._tracks) > self.num_sequences:
+        if len(self._tracks) > self._num_sequences:
             self._tracks.popitem(last=False)
 
     def add(self, layer: int, rows: Sequence[Sequence[int]]) -> tuple[Seen, ...]:
