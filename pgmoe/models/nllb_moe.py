@@ -105,7 +105,7 @@ class NllbMoeRouter(nn.Module):
         self.dtype: torch.dtype = getattr(torch, config.router_dtype)
         self.classifier = classifier
 
-    def forward(self, hidden_ND: Tensor, mask_B1QK: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden_ND: Tensor, mask_B1QK: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See route_top2. The mask is additive, as attention takes it: 0 for tokens, negative for padding."""
         bias = self.classifier.bias
         logits_NE = functional.linear(

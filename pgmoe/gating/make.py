@@ -1,0 +1,72 @@
+"""Gatings by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from pgmoe.errors import ConfigError
+from pgmoe.gating.on_demand import OnDemand
+from pgmoe.gating.oracle import Oracle
+from pgmoe.gating.prefetch_all import PrefetchAll
+from pgmoe.gating.speculative import Speculative
+from pgmoe.gating.statistical import Statistical
+from pgmoe.routing import Gating
+from pgmoe.trace import Trace
+
+
+@dataclass(frozen=True)
+class GatingInputs:
+    """What gatings are made of."""
+
+    experts_per_layer: Sequence[int]
+    ahead: Sequence[Callable[[Tensor], Tensor] | None] = field(default=())
+    """For each MoE layer its look-ahead, see Speculative. None at all: nothing is looked ahead."""
+    num_layers: int = 1
+    """How many layers ahead statistics guess."""
+    trace: Trace | None = None
+    """What the oracle replays."""
+
+
+def _speculative(inputs: GatingInputs) -> Gating:
+    ahead = inputs.ahead or [None] * len(inputs.experts_per_layer)
+    return Speculative(ahead, inputs.experts_per_layer, _statistical(inputs))
+
+
+def _statistical(inputs: GatingInputs) -> Statistical:
+    return Statistical(inputs.experts_per_layer, num_layers=inputs.num_layers)
+
+
+def _oracle(inputs: GatingInputs) -> Gating:
+    if inputs.trace is None:
+        raise ConfigError(
+            "gating 'oracle' replays a recorded trace, and none is given; `pgmoe trace` makes one"
+        )
+    if tuple(inputs.experts_per_layer) != inputs.trace.experts_per_layer:
+        raise ConfigError(
+            f"gating 'oracle': the trace is of {inputs.trace.model}, whose layers have "
+            f"{inputs.trace.experts_per_layer} experts, and this model's have "
+            f"{tuple(inputs.experts_per_layer)}; record one of this model with `pgmoe trace`"
+        )
+    return Oracle(inputs.trace)
+
+
+GATINGS: dict[str, Callable[[GatingInputs], Gating]] = {
+    "on_demand": lambda _: OnDemand(),
+    "prefetch_all": lambda inputs: PrefetchAll(inputs.experts_per_layer),
+    "speculative": _speculative,
+    "statistical": _statistical,
+    "oracle": _oracle,
+}
+
+
+def make_gating(name: str, inputs: GatingInputs) -> Gating:
+    """A new gating of this name.
+
+    Raises ConfigError for an unknown name, and for an oracle without a trace of this model.
+    """
+    if name not in GATINGS:
+        raise ConfigError(f"gating {name!r} is unknown; choose one of {', '.join(sorted(GATINGS))}")
+    return GATINGS[name](inputs)

@@ -1,0 +1,74 @@
+"""The next MoE block's own router, asked early: a good guess, as a block changes its input only a little.
+
+Source: Eliseev and Mazur 2023, "Fast Inference of Mixture-of-Experts Language Models with Offloading".
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import chain
+
+from torch import Tensor
+
+from pgmoe.gating.statistical import Statistical
+from pgmoe.routing import Prediction, Routing
+
+
+class Speculative:
+    """Guesses layer i + 1 by its router on layer i's input; by statistics, if given, what lies beyond that.
+
+    So the statistics tell the first layer of an encoder, a decoder or the next step, and layers two ahead.
+    """
+
+    limited = True
+
+    def __init__(
+        self,
+        ahead: Sequence[Callable[[Tensor], Tensor] | None],
+        experts_per_layer: Sequence[int],
+        statistical: Statistical | None = None,
+    ) -> None:
+        """`ahead[i]`: from layer i's input (N, D) to layer i + 1's ids (N, K) int64, or None.
+
+        See `pgmoe.models.routers`.
+        """
+        self._ahead = tuple(ahead)
+        self._num_experts = tuple(experts_per_layer)
+        self._statistical = statistical
+
+    def begin(self, sequence: str) -> None:
+        """See Gating."""
+        if self._statistical is not None:
+            self._statistical.begin(sequence)
+
+    def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:
+        """See Gating."""
+        ahead = self._ahead[layer]
+        return None if ahead is None else ahead(hidden)
+
+    def predict(self, routing: Routing) -> Sequence[Prediction]:
+        """What the look-ahead chose, and of other layers what statistics say."""
+        looked: list[Prediction] = []
+        if routing.ahead:
+            looked.append(self._of_ahead(routing.layer + 1, routing.ahead))
+        if self._statistical is None:
+            return looked
+        self._statistical.observe(routing)
+        known = routing.layer + 1 if routing.ahead else None
+        return [*looked, *self._statistical.guess(without=known)]
+
+    def _of_ahead(self, layer: int, ahead: Sequence[Sequence[int]]) -> Prediction:
+        """Most tokens first; among experts of equally many, whom some token ranks higher, then the lower id.
+
+        The score is the number of tokens, less a fraction for the rank.
+        """
+        num_tokens = Counter(e for e in chain.from_iterable(ahead) if e < self._num_experts[layer])
+        rank: dict[int, int] = {}
+        for k, column in enumerate(zip(*ahead, strict=True)):
+            for expert in set(column):
+                rank.setdefault(expert, k)
+        top_k = len(ahead[0])
+        score = {e: n - rank[e] / top_k for e, n in num_tokens.items()}
+        experts = sorted(score, key=lambda e: (-score[e], e))
+        return Prediction(layer, tuple(experts), tuple(score[e] for e in experts))

@@ -1,0 +1,104 @@
+"""What followed before will follow again: counts over the layers before, learned while serving.
+
+Source: EdgeMoE (Yi et al. 2023): a dictionary from the experts of two layers to those of the next. With many
+experts a token its keys hardly repeat; then pairs of experts decide, one of each layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from pgmoe.gating.counts import Key, PairCounts, RepeatCounts, Rows
+from pgmoe.gating.history import Context, Histories, Seen
+from pgmoe.routing import Prediction, Routing
+
+KEY_LAYERS = 2
+
+
+class Statistical:
+    """Guesses the next layers, over the end of a step as well: the first layer of the step that comes.
+
+    All that it remembers is bounded: pairs of layers, `num_keys` exact histories, `num_sequences` running
+    ones. Counts never fade.
+    """
+
+    limited = True
+
+    def __init__(
+        self,
+        experts_per_layer: Sequence[int],
+        *,
+        num_layers: int = 1,
+        num_keys: int = 4096,
+        num_sequences: int = 256,
+    ) -> None:
+        """`num_layers`: how many layers ahead are guessed: 1 for slots, 2 where a disk needs the time."""
+        assert num_layers >= 1, num_layers
+        self._num_experts = tuple(experts_per_layer)
+        self._num_layers = num_layers
+        self._histories = Histories(max(KEY_LAYERS, num_layers) + 1, num_sequences)
+        self._pairs = PairCounts(experts_per_layer)
+        self._repeats = RepeatCounts(num_keys)
+
+    def begin(self, sequence: str) -> None:
+        """See Gating."""
+        self._histories.begin(sequence)
+
+    def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:
+        """None."""
+        return None
+
+    def predict(self, routing: Routing) -> Sequence[Prediction]:
+        """See Gating."""
+        self.observe(routing)
+        return self.guess()
+
+    def observe(self, routing: Routing) -> None:
+        """Learn from a layer's selection."""
+        now, *before = self._histories.add(routing.layer, routing.ids)
+        for earlier in before[: self._num_layers]:
+            rows, later_rows = _paired(earlier, now)
+            self._pairs.learn(earlier.layer, rows, now.layer, later_rows)
+        if len(before) >= KEY_LAYERS and len(now.rows) == 1:
+            used = [e for e in now.rows[0] if e < self._num_experts[now.layer]]
+            self._repeats.learn(_key(before), now.layer, used)
+
+    def guess(self, without: int | None = None) -> Sequence[Prediction]:
+        """The coming layers' likely experts, as many as the newest selection has; not of layer `without`."""
+        context = self._histories.context(self._num_layers)
+        if context is None:
+            return ()
+        wanted = ((i, layer) for i, layer in enumerate(context.coming) if layer != without)
+        predictions = [self._prediction(context, layer, i == 0) for i, layer in wanted]
+        return [p for p in predictions if p.experts]
+
+    def _prediction(self, context: Context, layer: int, nearest: bool) -> Prediction:
+        newest = context.seen[0]
+        rows = newest.rows[-1:] if context.next_step else newest.rows
+        scores = self._pairs.scores(newest.layer, rows, layer)
+        if nearest and len(rows) == 1 and len(context.seen) >= KEY_LAYERS:
+            # Whole numbers, so an exact history outweighs pairs, and pairs fill up where it is short.
+            for expert, times in self._repeats.followed(_key(context.seen), layer).items():
+                scores[expert] += times
+        likely = np.argsort(-scores, kind="stable")[: _num_distinct(rows)]
+        experts = [int(e) for e in likely if scores[e] > 0]
+        return Prediction(layer, tuple(experts), tuple(float(scores[e]) for e in experts))
+
+
+def _paired(earlier: Seen, now: Seen) -> tuple[Rows, Rows]:
+    """The rows of the same tokens; of two passes, the last token of the one and the first of the other."""
+    if earlier.step == now.step and len(earlier.rows) == len(now.rows):
+        return earlier.rows, now.rows
+    return earlier.rows[-1:], now.rows[:1]
+
+
+def _key(seen: Sequence[Seen]) -> Key:
+    """The newest token's experts in the newest layers."""
+    return tuple((s.layer, tuple(sorted(s.rows[-1]))) for s in seen[:KEY_LAYERS])
+
+
+def _num_distinct(rows: Rows) -> int:
+    return len({e for row in rows for e in row})
