@@ -42,6 +42,9 @@ class EngineConfig(BaseModel):
     gating: str = "speculative"
     """How coming experts are known before they are asked for, by name; it never changes an answer."""
 
+    gating_trace: str | None = None
+    """File of a recorded routing, for the gating `oracle`, which replays it."""
+
     emulated_link: str | None = None
     """For tests and figures, on a CPU: all experts lie in RAM, and one becomes visible when a serial link of
     this bandwidth, such as `25GB/s`, would have delivered it. Nothing is copied."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -20,11 +21,13 @@ from pgmoe.experts.policies import make_policy
 from pgmoe.experts.pool import ExpertPool
 from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.experts.slots import SlotArena
-from pgmoe.gating import make_gating
+from pgmoe.gating.make import GatingInputs, make_gating
 from pgmoe.layout import ExpertLayer
 from pgmoe.metrics.stats import ExpertStats
 from pgmoe.models.loader import LoadedModel, load_model, read_plan
+from pgmoe.models.routers import look_aheads
 from pgmoe.routing import Gating
+from pgmoe.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,7 @@ def assemble(
         cache = ExpertCache(num_slots, policy)
         pool = ExpertPool(loaded.layers, tiers.store, arena, cache, tiers.link, stats, tiers.host)
         on_failure.callback(pool.close)
-        # Where all experts have slots there is nothing to fetch but once.
-        gating = make_gating(config.gating if num_slots < shape.num_experts else "on_demand", loaded)
+        gating = _gating(config, loaded, all_fit=num_slots == shape.num_experts)
         if wrap_gating is not None:
             gating = wrap_gating(gating)
         limiter = PrefetchLimiter(tiers.bandwidth)
@@ -113,6 +115,15 @@ def resolve_device(name: str) -> torch.device:
 
 def _accelerator() -> torch.device | None:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+
+
+def _gating(config: EngineConfig, loaded: LoadedModel, *, all_fit: bool) -> Gating:
+    """The gating by its name; on demand where all experts have slots, and each is fetched but once."""
+    trace = None if config.gating_trace is None else Trace.load(Path(config.gating_trace).expanduser())
+    experts_per_layer = tuple(layer.num_experts for layer in loaded.layers)
+    ahead = tuple(look_aheads(loaded.model, loaded.sockets)) if config.gating == "speculative" else ()
+    inputs = GatingInputs(experts_per_layer, ahead=ahead, trace=trace)
+    return make_gating("on_demand" if all_fit else config.gating, inputs)
 
 
 def resolve_dtype(name: str, layers: tuple[ExpertLayer, ...]) -> torch.dtype:

@@ -46,7 +46,7 @@ class Prefetcher:
         stats.prefetch_on = limiter.on
 
     def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:
-        """A layer begins with this expert input (N, D): see Gating.look_ahead. None where it would be idle."""
+        """A layer begins with this expert input (N, D): see Gating.look_ahead. None where that is idle."""
         self._observe()
         self._sampling = self._gating.limited and self._limiter.sample()
         self._attentive = self._limiter.on or self._sampling or not self._gating.limited
@@ -67,7 +67,10 @@ class Prefetcher:
     def _order(self, prediction: Prediction) -> None:
         limit = UNLIMITED
         if self._gating.limited and not prediction.exact:
-            limit = self._limiter.allowance(self._pool.guessed_bytes_under_way)
+            under_way = self._pool.guessed_bytes_under_way
+            limit = self._limiter.allowance(under_way)
+            if self._limiter.on and not under_way:  # one at a time, where a layer is shorter than a copy
+                limit = max(limit, self._weight_bytes)
         self._pool.prefetch(prediction.layer, prediction.experts, exact=prediction.exact, max_bytes=limit)
 
     def _observe(self) -> None:

@@ -20,7 +20,7 @@ from pgmoe.experts.pool import ExpertPool, Weights
 from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.experts.slots import SlotArena
 from pgmoe.experts.stores.base import ExpertStore
-from pgmoe.gating import OnDemand
+from pgmoe.gating.on_demand import OnDemand
 from pgmoe.layout import BlobLayout, ExpertFFN, ExpertId, ExpertLayer, Extent
 from pgmoe.metrics.stats import ExpertStats
 

@@ -67,6 +67,7 @@ class TransferQueue:
         with self._changed:
             if self._states.get(transfer) is _State.WAITING:
                 self._push(transfer)
+                self._changed.notify()  # a worker may have thrown away its former entry and gone to sleep
 
     def cancel(self, transfer: Transfer) -> bool:
         """Take it out if it still waits here."""

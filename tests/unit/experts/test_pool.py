@@ -185,9 +185,7 @@ def test_a_read_that_cannot_even_be_ordered_leaves_no_slot_in_flight(
     assert len(parts.resident()) == 1
 
 
-def test_there_is_one_lease_at_a_time(
-    layers: tuple[ExpertLayer, ...], store: DiskStore
-) -> None:
+def test_there_is_one_lease_at_a_time(layers: tuple[ExpertLayer, ...], store: DiskStore) -> None:
     gate = threading.Event()
 
     class Slow(GatedStore):
