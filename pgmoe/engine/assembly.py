@@ -16,7 +16,7 @@ from pgmoe.errors import ConfigError
 from pgmoe.experts.cache import ExpertCache
 from pgmoe.experts.compute import PooledExperts
 from pgmoe.experts.limiter import PrefetchLimiter
-from pgmoe.experts.policies import make_policy
+from pgmoe.experts.policies import check_policy, make_policy
 from pgmoe.experts.pool import ExpertPool
 from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.experts.slots import SlotArena
@@ -55,7 +55,8 @@ def assemble(
 
     `wrap_gating` may put something around the gating that sees all that it sees, a recorder for one.
     """
-    policy, stats.policy = make_policy(config.policy), config.policy
+    check_policy(config.policy)
+    stats.policy = config.policy
     device = resolve_device(config.device)
     plan = read_plan(config.model)
     dtype = resolve_dtype(config.dtype, plan.layers)
@@ -74,6 +75,7 @@ def assemble(
         with allocating("expert slots", num_slots * shape.slot_bytes, device, "give a smaller device_memory"):
             arena = SlotArena(num_slots, shape.slot_bytes, device)
         tiers = TierBuilder(config, loaded.layers, device, stats, progress).build(arena, num_in_host)
+        policy = make_policy(config.policy, [layer.num_experts for layer in loaded.layers])
         cache = ExpertCache(num_slots, policy)
         pool = ExpertPool(loaded.layers, tiers.store, arena, cache, tiers.link, stats, tiers.host)
         on_failure.callback(pool.close)
