@@ -14,6 +14,7 @@ from pgmoe.cli.generate import generate
 from pgmoe.cli.info import info
 from pgmoe.cli.selftest import selftest
 from pgmoe.cli.simulate import simulate
+from pgmoe.cli.trace import trace
 from pgmoe.cli.upcycle import upcycle
 from pgmoe.errors import PgmoeError
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(info)
 app.command()(selftest)
+app.command()(trace)
 app.command()(simulate)
 app.command()(upcycle)
 app.command()(default_model)

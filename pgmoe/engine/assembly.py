@@ -79,8 +79,9 @@ def assemble(
         cache = ExpertCache(num_slots, policy)
         pool = ExpertPool(loaded.layers, tiers.store, arena, cache, tiers.link, stats, tiers.host)
         on_failure.callback(pool.close)
-        # Where all experts have slots there is nothing to fetch but once.
-        gating = make_gating(config.gating if num_slots < shape.num_experts else "on_demand", loaded)
+        # Where all experts have slots there is nothing to fetch but once; a wrapper sees it all the same.
+        needed = num_slots < shape.num_experts or wrap_gating is not None
+        gating = make_gating(config.gating if needed else "on_demand", loaded)
         if wrap_gating is not None:
             gating = wrap_gating(gating)
         limiter = PrefetchLimiter(tiers.bandwidth)
