@@ -15,7 +15,7 @@ from deployments.ingress import Ingress
 from pgmoe import openmp
 from pgmoe.config import EngineConfig
 from pgmoe.errors import ConfigError
-from pgmoe.experts.policies import make_policy
+from pgmoe.experts.policies import check_policy
 from pgmoe.units import parse_bytes
 
 HEALTH_CHECK_PERIOD_S = 5.0
@@ -102,7 +102,7 @@ def _check_engine(config: EngineConfig) -> None:
     parse_bytes(config.device_memory, whole_bytes=0)
     if config.host_memory != "auto":
         parse_bytes(config.host_memory, whole_bytes=0)
-    make_policy(config.policy)
+    check_policy(config.policy)
 
 
 def _autoscaling(options: dict[str, Any]) -> AutoscalingConfig:

@@ -36,8 +36,8 @@ class EngineConfig(BaseModel):
     the others are read from disk, all of them with `0`. `auto`: as many as most of the free RAM holds on an
     accelerator, none on a CPU."""
 
-    policy: str = "lru"
-    """Eviction policy of the expert slots, by name."""
+    policy: str = "prospect"
+    """Eviction policy of the expert slots: `prospect`, `lru`, `lfu` or `lifo`."""
 
     gating: str = "speculative"
     """How coming experts are known before they are asked for, by name; it never changes an answer."""

@@ -76,15 +76,14 @@ def generate(
 
 def _stream(llm: LLM, text: str, params: SamplingParams, *, raw: bool) -> Iterator[RequestOutput]:
     """The answer, of at most DEFAULT_TOKENS tokens or what fits in the context where no number is given."""
-    is_chat = not raw and llm.tokenizer is not None and bool(llm.tokenizer.chat_template)
-    prompt = _as_chat(llm, text) if is_chat else text
+    prompt, add_special_tokens = as_prompt(llm, text, raw=raw)
     if params.max_tokens is None:
         try:
             some = replace(params, max_tokens=DEFAULT_TOKENS)
-            return llm.stream(prompt, some, add_special_tokens=not is_chat)
+            return llm.stream(prompt, some, add_special_tokens=add_special_tokens)
         except PromptTooLong:
             pass  # for so many tokens at least
-    return llm.stream(prompt, params, add_special_tokens=not is_chat)
+    return llm.stream(prompt, params, add_special_tokens=add_special_tokens)
 
 
 def _read_stdin() -> str:
@@ -94,12 +93,18 @@ def _read_stdin() -> str:
         raise InvalidRequest(f"standard input is not text in {error.encoding}: {error}", "prompt") from error
 
 
-def _as_chat(llm: LLM, text: str) -> str:
-    """The prompt as the first turn of a chat; the template writes the special tokens, too."""
+def as_prompt(llm: LLM, text: str, *, raw: bool) -> tuple[str, bool]:
+    """The prompt, and whether special tokens are to be added to it.
+
+    Where the model has a chat template and `raw` is not set, the text is the first turn of a chat, and the
+    template writes the special tokens. Raises InvalidRequest.
+    """
     from pgmoe.models.chat_template import ChatMessage, ChatTemplate
 
+    if raw or llm.tokenizer is None or not llm.tokenizer.chat_template:
+        return text, True
     try:
-        return ChatTemplate(llm.tokenizer).render([ChatMessage("user", text)])
+        return ChatTemplate(llm.tokenizer).render([ChatMessage("user", text)]), False
     except InvalidRequest as error:
         raise InvalidRequest(f"{error}; try --raw", "prompt") from error
 

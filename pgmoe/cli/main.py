@@ -13,6 +13,8 @@ from pgmoe.cli.default_model import default_model
 from pgmoe.cli.generate import generate
 from pgmoe.cli.info import info
 from pgmoe.cli.selftest import selftest
+from pgmoe.cli.simulate import simulate
+from pgmoe.cli.trace import trace
 from pgmoe.cli.upcycle import upcycle
 from pgmoe.errors import PgmoeError
 
@@ -26,6 +28,8 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(info)
 app.command()(selftest)
+app.command()(trace)
+app.command()(simulate)
 app.command()(upcycle)
 app.command()(default_model)
 app.add_typer(bench, name="bench")

@@ -17,7 +17,7 @@ from pgmoe.errors import ConfigError
 from pgmoe.experts.cache import ExpertCache
 from pgmoe.experts.compute import PooledExperts
 from pgmoe.experts.limiter import PrefetchLimiter
-from pgmoe.experts.policies import make_policy
+from pgmoe.experts.policies import check_policy, make_policy
 from pgmoe.experts.pool import ExpertPool
 from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.experts.slots import SlotArena
@@ -58,7 +58,8 @@ def assemble(
 
     `wrap_gating` may put something around the gating that sees all that it sees, a recorder for one.
     """
-    policy, stats.policy = make_policy(config.policy), config.policy
+    check_policy(config.policy)
+    stats.policy = config.policy
     device = resolve_device(config.device)
     plan = read_plan(config.model)
     dtype = resolve_dtype(config.dtype, plan.layers)
@@ -77,10 +78,13 @@ def assemble(
         with allocating("expert slots", num_slots * shape.slot_bytes, device, "give a smaller device_memory"):
             arena = SlotArena(num_slots, shape.slot_bytes, device)
         tiers = TierBuilder(config, loaded.layers, device, stats, progress).build(arena, num_in_host)
+        policy = make_policy(config.policy, [layer.num_experts for layer in loaded.layers])
         cache = ExpertCache(num_slots, policy)
         pool = ExpertPool(loaded.layers, tiers.store, arena, cache, tiers.link, stats, tiers.host)
         on_failure.callback(pool.close)
-        gating = _gating(config, loaded, all_fit=num_slots == shape.num_experts)
+        # Where all experts have slots there is nothing to fetch but once; a wrapper sees it all the same.
+        idle = num_slots == shape.num_experts and wrap_gating is None
+        gating = _gating(config, loaded, idle=idle)
         if wrap_gating is not None:
             gating = wrap_gating(gating)
         limiter = PrefetchLimiter(tiers.bandwidth)
@@ -117,13 +121,13 @@ def _accelerator() -> torch.device | None:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 
 
-def _gating(config: EngineConfig, loaded: LoadedModel, *, all_fit: bool) -> Gating:
-    """The gating by its name; on demand where all experts have slots, and each is fetched but once."""
+def _gating(config: EngineConfig, loaded: LoadedModel, *, idle: bool) -> Gating:
+    """The gating by its name; one that predicts nothing where it would be `idle`."""
     trace = None if config.gating_trace is None else Trace.load(Path(config.gating_trace).expanduser())
     experts_per_layer = tuple(layer.num_experts for layer in loaded.layers)
     ahead = tuple(look_aheads(loaded.model, loaded.sockets)) if config.gating == "speculative" else ()
     inputs = GatingInputs(experts_per_layer, ahead=ahead, trace=trace)
-    return make_gating("on_demand" if all_fit else config.gating, inputs)
+    return make_gating("on_demand" if idle else config.gating, inputs)
 
 
 def resolve_dtype(name: str, layers: tuple[ExpertLayer, ...]) -> torch.dtype:

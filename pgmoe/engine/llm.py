@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 
 from transformers import PreTrainedTokenizerBase
@@ -14,8 +14,10 @@ from pgmoe.config import EngineConfig
 from pgmoe.engine.engine import Engine, StepOutput
 from pgmoe.engine.sequence import Sequence as Running
 from pgmoe.engine.tiers import Progress
+from pgmoe.layout import ExpertLayer
 from pgmoe.metrics.stats import EngineStats
 from pgmoe.request import Completion, ModelInfo, Request, RequestOutput, SamplingParams
+from pgmoe.routing import Gating
 
 Prompt = str | Sequence[int]
 """Text, or token ids."""
@@ -25,10 +27,19 @@ class LLM:
     """A model for scripts and notebooks. Not for several threads; servers use AsyncEngine."""
 
     def __init__(
-        self, model: str | os.PathLike[str], *, progress: Progress | None = None, **options: object
+        self,
+        model: str | os.PathLike[str],
+        *,
+        progress: Progress | None = None,
+        wrap_gating: Callable[[Gating], Gating] | None = None,
+        **options: object,
     ) -> None:
-        """Load `model`; the options are EngineConfig's. Raises ConfigError or CheckpointError."""
-        self._engine = Engine(EngineConfig.parse({"model": os.fspath(model), **options}), progress)
+        """Load `model`; the options are EngineConfig's. Raises ConfigError or CheckpointError.
+
+        See `pgmoe.engine.assembly.assemble` for `wrap_gating`.
+        """
+        config = EngineConfig.parse({"model": os.fspath(model), **options})
+        self._engine = Engine(config, progress, wrap_gating)
         self._ids = (f"offline-{n}" for n in itertools.count())
         self._news: dict[str, deque[StepOutput]] = {}  # of open requests, until their callers take it
         self._in_step = False
@@ -42,6 +53,11 @@ class LLM:
     def stats(self) -> EngineStats:
         """What was counted so far."""
         return self._engine.stats
+
+    @property
+    def expert_layers(self) -> tuple[ExpertLayer, ...]:
+        """The model's routed experts, a layer each."""
+        return self._engine.loaded.layers
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:

@@ -118,7 +118,7 @@ class TierBuilder:
         way_out = "give a smaller host_memory, or 0"
         num_bytes, ram = num_blobs * self._slot_bytes, torch.device("cpu")
         with allocating(f"copies of {num_blobs} experts", num_bytes, ram, way_out):
-            policy = make_policy(self._config.policy)
+            policy = make_policy(self._config.policy, [layer.num_experts for layer in self._layers])
             return HostTier(num_blobs, self._slot_bytes, policy, pinned=self._device.type != "cpu")
 
     def _fill(self, host: HostTier, experts: Sequence[ExpertId], store: ExpertStore) -> None:

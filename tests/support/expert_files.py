@@ -16,6 +16,7 @@ from pgmoe.experts.limiter import PrefetchLimiter
 from pgmoe.experts.links.copiers import RamCopier
 from pgmoe.experts.links.tiered import TieredLink
 from pgmoe.experts.policies import make_policy
+from pgmoe.experts.policies.base import EvictionPolicy
 from pgmoe.experts.pool import ExpertPool, Weights
 from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.experts.slots import SlotArena
@@ -86,14 +87,17 @@ class PoolParts:
 
     def __post_init__(self) -> None:
         slot_bytes = max(layer.layout.slot_bytes for layer in self.layers)
-        self.cache = ExpertCache(self.num_slots, make_policy(self.policy))
+        self.cache = ExpertCache(self.num_slots, self._make_policy())
         self.arena = SlotArena(self.num_slots, slot_bytes, torch.device("cpu"))
         self.host: HostTier | None = None
         if self.num_host_blobs:
-            self.host = HostTier(self.num_host_blobs, slot_bytes, make_policy(self.policy), pinned=False)
+            self.host = HostTier(self.num_host_blobs, slot_bytes, self._make_policy(), pinned=False)
         copier = None if self.host is None else RamCopier()
         link = TieredLink(self.store, self.num_readers, copier, self.stats)
         self.pool = ExpertPool(self.layers, self.store, self.arena, self.cache, link, self.stats, self.host)
+
+    def _make_policy(self) -> EvictionPolicy:
+        return make_policy(self.policy, [layer.num_experts for layer in self.layers])
 
     def experts(self, layer: int) -> PooledExperts:
         """What an MoE layer calls; on demand."""

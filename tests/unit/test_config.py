@@ -15,7 +15,7 @@ OPTIONS = {
     "dtype": "auto",
     "device_memory": "100%",
     "host_memory": "auto",
-    "policy": "lru",
+    "policy": "prospect",
     "direct_io": True,
     "num_readers": 4,
     "num_threads": None,

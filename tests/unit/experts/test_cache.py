@@ -11,6 +11,7 @@ from pgmoe.experts.cache import ExpertCache, SlotState
 from pgmoe.experts.policies import POLICIES, make_policy
 from pgmoe.layout import ExpertId
 
+EXPERTS_PER_LAYER = (4, 4)
 EXPERTS = [ExpertId(layer, expert) for layer in range(2) for expert in range(4)]
 experts = st.sampled_from(EXPERTS)
 
@@ -22,7 +23,7 @@ class CacheAgainstPlainBooks(RuleBasedStateMachine):
 
     @initialize(num_slots=st.integers(1, 5))
     def start(self, num_slots: int) -> None:
-        self.cache = ExpertCache(num_slots, make_policy(self.name))
+        self.cache = ExpertCache(num_slots, make_policy(self.name, EXPERTS_PER_LAYER))
         self.slots: dict[ExpertId, int] = {}
         self.in_flight: set[ExpertId] = set()
         self.pins: Counter[ExpertId] = Counter()
@@ -92,7 +93,7 @@ def test_the_cache_never_loses_a_slot_nor_evicts_what_is_in_use(name: str) -> No
 
 
 def test_a_pin_counts_as_a_use() -> None:
-    cache = ExpertCache(2, make_policy("lru"))
+    cache = ExpertCache(2, make_policy("lru", EXPERTS_PER_LAYER))
     for expert in EXPERTS[:2]:
         cache.begin(expert)
         cache.finish(expert)
@@ -102,7 +103,7 @@ def test_a_pin_counts_as_a_use() -> None:
 
 
 def test_an_expert_may_be_pinned_more_than_once() -> None:
-    cache = ExpertCache(1, make_policy("lru"))
+    cache = ExpertCache(1, make_policy("lru", EXPERTS_PER_LAYER))
     cache.begin(EXPERTS[0])
     cache.finish(EXPERTS[0])
     cache.pin(EXPERTS[0])
