@@ -93,7 +93,6 @@ class ExpertPool:
         self._warmth.expect(layer, wanted)
         urgency = Urgency.EXACT if exact else Urgency.GUESS
         num_bytes, ordered = self._layers[layer].layout.weight_bytes, 0
-        self._book(self._link.arrived())
         for expert in wanted:
             if self._cache.state(expert) is not SlotState.MISSING:
                 continue

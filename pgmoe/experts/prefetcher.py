@@ -43,7 +43,7 @@ class Prefetcher:
         self._attentive = True
         self._sampling = False
         self._shadows: dict[int, frozenset[ExpertId]] = {}
-        stats.prefetch_on = limiter.on
+        stats.prefetch_on = True
 
     def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:
         """A layer begins with this expert input (N, D): see Gating.look_ahead. None where that is idle."""
@@ -88,7 +88,7 @@ class Prefetcher:
             while self._booked[outcome] < self._stats.prefetch_bytes[outcome]:
                 self._booked[outcome] += self._weight_bytes
                 tell(self._weight_bytes)
-        self._stats.prefetch_on = self._limiter.on
+        self._stats.prefetch_on = self._limiter.on or not self._gating.limited
         self._stats.prefetch_switches = self._limiter.num_switches
 
     def _keep_shadow(self, prediction: Prediction) -> None:
