@@ -36,6 +36,17 @@ class EngineConfig(BaseModel):
     the others are read from disk, all of them with `0`. `auto`: as many as most of the free RAM holds on an
     accelerator, none on a CPU."""
 
+    pack: Literal["off", "auto"] = "off"
+    """`auto`: a checkpoint that is no pack is packed into `pack_folder` first, once; that takes its size
+    again on disk. A pack is served as one either way."""
+
+    pack_folder: str = "~/.cache/pgmoe/packs"
+    """Where `pack: auto` keeps its packs (`~` is expanded)."""
+
+    verify_pack: bool = True
+    """Compare a pack's experts with their checksums once, in the background. One that is found corrupt is
+    logged and not served any more."""
+
     policy: str = "prospect"
     """Eviction policy of the expert slots: `prospect`, `lru`, `lfu` or `lifo`."""
 
