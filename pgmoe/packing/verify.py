@@ -25,7 +25,7 @@ class Part:
 
     file: str
     what: str
-    """`dense weights`, a layer's `header`, or an `expert`."""
+    """`dense weights`, a layer's `header`, an `expert`; `whole file` where there is too much of it."""
     layer: str | None
     expert: int | None
     offset: int
@@ -67,7 +67,7 @@ def verify_pack(folder: str, progress: Progress | None = None) -> Verified:
         raise ConfigError(f"{folder}: no pack; `pgmoe pack` makes one of a checkpoint")
     pack = read_pack(path)
     parts = list(_parts(pack))
-    corrupt, done = [], 0
+    corrupt, done = list(_too_long(path, pack)), 0
     with ThreadPoolExecutor(NUM_READERS, thread_name_prefix="pgmoe-verify") as pool:
         for part, why in zip(parts, pool.map(lambda part: _fault(path, part), parts), strict=True):
             done += part.nbytes
@@ -76,6 +76,15 @@ def verify_pack(folder: str, progress: Progress | None = None) -> Verified:
             if progress is not None:
                 progress(done, pack.num_bytes)
     return Verified(path, len(parts), done, tuple(corrupt))
+
+
+def _too_long(folder: Path, pack: Pack) -> Iterator[Corrupt]:
+    """Files with bytes beyond all parts, which no checksum covers."""
+    for name, nbytes in pack.files():
+        found = (folder / name).stat().st_size if (folder / name).exists() else 0
+        if found > nbytes:
+            whole = Part(name, "whole file", None, None, 0, nbytes, 0)
+            yield Corrupt(whole, f"it has {found} bytes")
 
 
 def _parts(pack: Pack) -> Iterator[Part]:

@@ -56,14 +56,16 @@ class PackWriter:
     def _dense(self) -> object:
         packed = self._draft.dense
         path = self._folder / packed.file
-        if not self._stands(DENSE, path, 0, packed.file_bytes):
+        if self._stands(DENSE, path, 0, packed.file_bytes):
+            self._advance(packed.file_bytes)
+        else:
             crc32 = 0
             with open(path, "wb") as file:
                 for part in self._dense_parts():
                     crc32 = zlib.crc32(part, crc32)
                     file.write(part)
+                    self._advance(len(part))
             self._journal.add(DENSE, crc32)
-        self._advance(packed.file_bytes)
         return packed.model_copy(update={"crc32": self._journal.checksums[DENSE]})
 
     def _dense_parts(self) -> Iterator[memoryview]:
@@ -79,6 +81,7 @@ class PackWriter:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             _write_at(file, expert_header(len(packed.crc32), packed.blob_bytes), 0)
+            self._advance(packed.first_blob)
             for number in range(len(packed.crc32)):
                 expert, offset = ExpertId(index, number), packed.blob_offset(number)
                 if not self._stands(expert, path, offset, packed.blob_bytes):
