@@ -15,7 +15,7 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     model: str
-    """Local folder (`~` is expanded) or hub id of a Hugging Face checkpoint in safetensors."""
+    """Local folder (`~` is expanded) or hub id of a Hugging Face checkpoint in safetensors, or of a pack."""
 
     served_model_name: str | None = None
     """Name in API answers and metrics; the folder's or hub id's last part where None."""

@@ -6,10 +6,12 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pgmoe.errors import ConfigError
+
+_LOCK = "lock"
 
 
 @contextmanager
@@ -25,10 +27,10 @@ def work_folder(out: Path, *, wait: bool) -> Iterator[Path]:
         descriptor = _lock(work, wait)
         try:
             yield work
-            shutil.rmtree(work)
+            shutil.rmtree(work, ignore_errors=True)  # what is left over does no harm to the next
         finally:
-            if work.exists() and not any(work.iterdir()):
-                work.rmdir()
+            if work.exists() and [path.name for path in work.iterdir()] == [_LOCK]:
+                shutil.rmtree(work)
             os.close(descriptor)  # and with it the lock
     except BlockingIOError:
         raise ConfigError(f"{out}: another process is writing it; wait for it to end") from None
@@ -57,20 +59,24 @@ def sync(path: Path) -> None:
 
 
 def _lock(folder: Path, wait: bool) -> int:
-    """A descriptor of this folder, made if need be, that holds the lock on it; the kernel ends it with us."""
+    """A descriptor with the lock on this folder, which is made if need be; the kernel ends it with us."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = None
         try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:  # whoever had the lock has just removed the folder
+            continue
+        with ExitStack() as on_failure:
+            on_failure.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if os.path.samestat(os.fstat(descriptor), folder.stat()):
+            if _is_open_as(folder / _LOCK, descriptor):
+                on_failure.pop_all()
                 return descriptor
-        except FileNotFoundError:
-            pass  # whoever had the lock has just removed the folder
-        except BaseException:
-            if descriptor is not None:
-                os.close(descriptor)
-            raise
-        if descriptor is not None:
-            os.close(descriptor)
+
+
+def _is_open_as(path: Path, descriptor: int) -> bool:
+    """Whether the path still leads to the open file, and to no other of that name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

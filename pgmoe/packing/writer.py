@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from pgmoe.models.pack import Pack, PackedLayer
 from pgmoe.packing.draft import dense_tensors
 from pgmoe.packing.header import dense_header, expert_header
 from pgmoe.packing.journal import DENSE, Journal
+from pgmoe.work_folder import sync
 
 
 class PackWriter:
@@ -47,10 +50,14 @@ class PackWriter:
         dense = self._dense()
         # The very read of serving, but that tensors go where the blob has them.
         source = DiskStore(tuple(replace(x, layout=x.layout.tightened()) for x in self._plan.layers))
-        try:
-            layers = [self._layer(index, layer, source) for index, layer in enumerate(self._draft.layers)]
-        finally:
-            source.close()
+        layers, synced = [], []
+        with closing(source), ThreadPoolExecutor(1, thread_name_prefix="pgmoe-sync") as syncing:
+            for index, layer in enumerate(self._draft.layers):
+                layers.append(self._layer(index, layer, source))
+                # The disk writes this layer while the next one is read.
+                synced.append(syncing.submit(sync, self._folder / layer.file))
+            for done in synced:
+                done.result()
         return self._draft.model_copy(update={"dense": dense, "layers": tuple(layers)})
 
     def _dense(self) -> object:
@@ -89,7 +96,6 @@ class PackWriter:
                     _write_at(file, memory, offset)
                     self._journal.add(expert, zlib.crc32(memory))
                 self._advance(packed.blob_bytes)
-            os.fsync(file)  # here, so that the end does not wait for all layers
         finally:
             os.close(file)
         crc32 = tuple(self._journal.checksums[ExpertId(index, e)] for e in range(len(packed.crc32)))

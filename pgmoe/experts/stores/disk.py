@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from pgmoe.errors import ExpertReadError
-from pgmoe.experts.stores.files import ExpertFile, ExpertFiles
+from pgmoe.experts.stores.files import ExpertFile, ExpertFiles, place_of
 from pgmoe.experts.stores.read_plan import Run, plan_reads
 from pgmoe.layout import ExpertId, ExpertLayer
 from pgmoe.memory import page_aligned
@@ -56,8 +56,8 @@ class DiskStore:
             try:
                 self._read(run, slot)
             except OSError as error:
-                place = f"{run.path} from byte {run.offset}"
-                raise ExpertReadError(f"expert {expert.expert} of {layer.name}: {place}: {error}") from error
+                place = place_of(expert, layer, run.path, run.offset)
+                raise ExpertReadError(f"{place}: {error}") from error
         return layer.layout.weight_bytes
 
     def close(self) -> None:

@@ -7,6 +7,12 @@ import os
 from collections.abc import Iterable, Sequence
 
 from pgmoe.errors import ExpertReadError
+from pgmoe.layout import ExpertId, ExpertLayer
+
+
+def place_of(expert: ExpertId, layer: ExpertLayer, path: str, offset: int) -> str:
+    """Which expert, and where it is read: how every error of a store begins."""
+    return f"expert {expert.expert} of {layer.name}: {path} from byte {offset}"
 
 
 class ExpertFile:

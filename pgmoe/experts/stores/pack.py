@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pgmoe.errors import ExpertReadError
-from pgmoe.experts.stores.files import ExpertFiles
+from pgmoe.experts.stores.files import ExpertFiles, place_of
 from pgmoe.experts.stores.pack_check import PackCheck
 from pgmoe.layout import ExpertId, ExpertLayer
 
@@ -51,8 +51,8 @@ class PackStore:
         try:
             self._files[blob.path].read(slot.numpy().data[: blob.nbytes], blob.offset)
         except OSError as error:
-            place = f"{blob.path} from byte {blob.offset}"
-            raise ExpertReadError(f"expert {expert.expert} of {layer.name}: {place}: {error}") from error
+            place = place_of(expert, layer, blob.path, blob.offset)
+            raise ExpertReadError(f"{place}: {error}") from error
         return layer.layout.weight_bytes
 
     def close(self) -> None:

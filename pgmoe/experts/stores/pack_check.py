@@ -9,7 +9,7 @@ import threading
 import time
 
 from pgmoe.experts.stores.checksum import checksum
-from pgmoe.experts.stores.files import ExpertFiles
+from pgmoe.experts.stores.files import ExpertFiles, place_of
 from pgmoe.layout import ExpertId, ExpertLayer
 
 _logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class PackCheck:
     def _check(self, expert: ExpertId, rest: _Rest) -> None:
         layer = self._layers[expert.layer]
         blob = layer.blobs[expert.expert]
-        place = f"expert {expert.expert} of {layer.name}: {blob.path} from byte {blob.offset}"
+        place = place_of(expert, layer, blob.path, blob.offset)
         try:
             found = checksum(self._files[blob.path], blob.offset, blob.nbytes, rest.take)
         except OSError as error:
