@@ -44,8 +44,8 @@ class EngineConfig(BaseModel):
     """Where `pack: auto` keeps its packs (`~` is expanded)."""
 
     verify_pack: bool = True
-    """Compare a pack's experts with their checksums once, in the background. One that is found corrupt is
-    logged and not served any more."""
+    """Compare a pack's experts with their checksums once: those copied to host memory at the start as they
+    come, the others in the background. One that is found corrupt is logged and not read any more."""
 
     policy: str = "prospect"
     """Eviction policy of the expert slots: `prospect`, `lru`, `lfu` or `lifo`."""

@@ -163,6 +163,9 @@ class GatedStore:
         self.enter(expert)
         return self.store.read(expert, slot)
 
+    def verify(self, expert: ExpertId, slot: Tensor) -> None:
+        self.store.verify(expert, slot)
+
     def close(self) -> None:
         pass
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 from torch import Tensor
 
 from pgmoe.errors import ExpertReadError
@@ -24,6 +26,7 @@ class PackStore:
         paths = (blob.path for layer in layers for blob in layer.blobs)
         self._files = ExpertFiles(paths, direct_io=direct_io)
         self._check = PackCheck(layers, self._files)
+        self._checked = check
         if check:
             self._check.start()
 
@@ -54,6 +57,13 @@ class PackStore:
             place = place_of(expert, layer, blob.path, blob.offset)
             raise ExpertReadError(f"{place}: {error}") from error
         return layer.layout.weight_bytes
+
+    def verify(self, expert: ExpertId, slot: Tensor) -> None:
+        """Compare with the checksum, if the pack is to be checked at all."""
+        if self._checked:
+            nbytes = self._layers[expert.layer].blobs[expert.expert].nbytes
+            if not self._check.compare(expert, zlib.crc32(slot.numpy().data[:nbytes])):
+                raise ExpertReadError(self._check.corrupt[expert])
 
     def close(self) -> None:
         """End the check and close all files."""

@@ -10,7 +10,7 @@ import time
 
 from pgmoe.experts.stores.checksum import checksum
 from pgmoe.experts.stores.files import ExpertFiles, place_of
-from pgmoe.layout import ExpertId, ExpertLayer
+from pgmoe.layout import Blob, ExpertId, ExpertLayer
 
 _logger = logging.getLogger(__name__)
 
@@ -63,20 +63,28 @@ class PackCheck:
             return
         _logger.info("%d experts compared with their checksums, %d corrupt", num_blobs, len(self.corrupt))
 
+    def compare(self, expert: ExpertId, crc32: int) -> bool:
+        """Whether this is its blob's checksum; if not, it is logged and known to be corrupt from now on."""
+        if crc32 == self._blob(expert).crc32:
+            return True
+        fault = "corrupt, its checksum is not that of pack.json; remove the pack and make it again"
+        self.corrupt[expert] = f"{self._place(expert)}: {fault}"
+        _logger.error("%s", self.corrupt[expert])
+        return False
+
     def _check(self, expert: ExpertId, rest: _Rest) -> None:
-        layer = self._layers[expert.layer]
-        blob = layer.blobs[expert.expert]
-        place = place_of(expert, layer, blob.path, blob.offset)
+        blob = self._blob(expert)
         try:
-            found = checksum(self._files[blob.path], blob.offset, blob.nbytes, rest.take)
+            self.compare(expert, checksum(self._files[blob.path], blob.offset, blob.nbytes, rest.take))
         except OSError as error:
-            _logger.error("%s: %s", place, error)
-            return
-        if found != blob.crc32:
-            self.corrupt[expert] = (
-                f"{place}: corrupt, its checksum is not that of pack.json; remove the pack and make it again"
-            )
-            _logger.error("%s", self.corrupt[expert])
+            _logger.error("%s: %s", self._place(expert), error)
+
+    def _blob(self, expert: ExpertId) -> Blob:
+        return self._layers[expert.layer].blobs[expert.expert]
+
+    def _place(self, expert: ExpertId) -> str:
+        blob = self._blob(expert)
+        return place_of(expert, self._layers[expert.layer], blob.path, blob.offset)
 
 
 class _Stopped(Exception):

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from pgmoe.errors import ExpertReadError
+from pgmoe.experts.host_tier import HostTier
+from pgmoe.experts.policies import make_policy
 from pgmoe.experts.stores.pack import PackStore
 from pgmoe.layout import ExpertId, ExpertLayer
 from pgmoe.memory import page_aligned
@@ -71,6 +73,24 @@ def test_what_cannot_be_read_is_logged_and_the_pass_goes_on(
         f"expert 5 of layers.0.experts: {blob.path} from byte {blob.offset}: the file ends"
     )
     assert summary.startswith("12 experts")
+    store.close()
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_what_is_kept_in_host_memory_is_compared_as_it_comes(
+    packed: tuple[ExpertLayer, ...], check: bool
+) -> None:
+    blob = packed[CORRUPT.layer].blobs[CORRUPT.expert]
+    flip_bit(Path(blob.path), blob.offset + 100)
+    host = HostTier(12, blob.nbytes, make_policy("lru"), pinned=False)
+    store = PackStore(packed, check=check)
+    if check:
+        with pytest.raises(ExpertReadError, match=r"expert 2 of layers\.1\.experts: .*corrupt"):
+            host.fill(every(packed), store, num_readers=2)
+        with pytest.raises(ExpertReadError, match="corrupt"):
+            store.read(CORRUPT, page_aligned(blob.nbytes))
+    else:
+        host.fill(every(packed), store, num_readers=2)
     store.close()
 
 
