@@ -45,6 +45,8 @@ class PackedLayer(_Part):
     file: FileName
     encoding: str
     """As in `ExpertLayer`."""
+    transposed: bool
+    """As in `ExpertFFN`."""
     first_blob: NonNegativeInt
     """Bytes from the start of the file."""
     blob_bytes: NonNegativeInt

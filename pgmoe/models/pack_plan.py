@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from transformers.core_model_loading import dot_natural_key
@@ -31,15 +32,16 @@ def plan_pack(checkpoint: Checkpoint, pack: Pack, sockets: list[ExpertSocket]) -
 
 def _layer(folder: Path, packed: PackedLayer, socket: ExpertSocket) -> ExpertLayer:
     layout = _layout(folder, packed)
-    shapes = {r.name: r.shape for r in layout.regions}
-    if packed.encoding == "plain" and shapes != socket.shapes:
-        raise _corrupt(folder, f"{packed.name} is {shapes}, the config asks for {socket.shapes}")
+    stored = {r.name: r.shape for r in layout.regions}, packed.transposed
+    expected = socket.shapes, socket.ffn.transposed
+    if packed.encoding == "plain" and stored != expected:  # others lie as suits whoever expands them
+        raise _corrupt(folder, f"{packed.name} is {_form(*stored)}, the config asks for {_form(*expected)}")
     path = str(folder / packed.file)
     places = [(packed.blob_offset(expert), crc32) for expert, crc32 in enumerate(packed.crc32)]
     return ExpertLayer(
         name=packed.name,
         layout=layout,
-        ffn=socket.ffn,
+        ffn=replace(socket.ffn, transposed=packed.transposed),
         extents=tuple(
             tuple(Extent(path, begin + r.offset, r.nbytes, r.name, 0) for r in layout.regions)
             for begin, _ in places
@@ -59,6 +61,10 @@ def _layout(folder: Path, packed: PackedLayer) -> BlobLayout:
     if layout != layout.tightened() or packed.blob_bytes != layout.slot_bytes:
         raise _corrupt(folder, f"the tensors of {packed.name} are not laid out as in a slot")
     return layout
+
+
+def _form(shapes: dict[str, tuple[int, ...]], transposed: bool) -> str:
+    return f"{shapes}{', transposed' if transposed else ''}"
 
 
 def _sum_up(layers: list[tuple[str, int]]) -> str:

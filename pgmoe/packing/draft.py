@@ -34,6 +34,7 @@ def _layer(index: int, layer: ExpertLayer) -> PackedLayer:
         name=layer.name,
         file=f"experts-{index:05}.safetensors",
         encoding=layer.encoding,
+        transposed=layer.ffn.transposed,
         first_blob=len(expert_header(layer.num_experts, layout.slot_bytes)),
         blob_bytes=layout.slot_bytes,
         tensors=tuple(

@@ -74,6 +74,7 @@ def test_a_moved_pack_is_a_pack(folder: Path, tmp_path: Path) -> None:
         (lambda pack: pack["layers"][0].update(tensors=[]), "unknown type"),
         (lambda pack: pack["layers"][0]["tensors"][1].update(offset=64), "not laid out as in a slot"),
         (lambda pack: pack["layers"][0]["tensors"][0]["shape"].reverse(), "the config asks for"),
+        (lambda pack: pack["layers"][0].update(transposed=True), "transposed, the config asks for"),
     ],
 )
 def test_a_description_that_is_not_of_this_model_or_version_is_refused(
