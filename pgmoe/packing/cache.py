@@ -23,8 +23,8 @@ def cached_pack(model: str, pack_folder: str, progress: Progress | None = None) 
     checkpoint = Checkpoint.open(model)
     if checkpoint.pack is not None:
         return model
-    source = source_of(checkpoint)
-    out = Path(pack_folder).expanduser() / f"{source.name}-{source.digest[:16]}"
+    name = model.rpartition("/")[2] if not Path(model).expanduser().is_dir() else Path(model).resolve().name
+    out = Path(pack_folder).expanduser() / f"{name}-{source_of(checkpoint).digest[:16]}"
     if not is_pack(out):
         _logger.info("packing %s into %s", model, out)
         try:

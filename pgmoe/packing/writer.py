@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +17,10 @@ from pgmoe.layout import ExpertId
 from pgmoe.memory import page_aligned
 from pgmoe.models.loader import ModelPlan
 from pgmoe.models.pack import Pack, PackedLayer
+from pgmoe.packing.blob_file import BlobFile
 from pgmoe.packing.draft import dense_tensors
 from pgmoe.packing.header import dense_header, expert_header
 from pgmoe.packing.journal import DENSE, Journal
-from pgmoe.work_folder import sync
 
 
 class PackWriter:
@@ -50,14 +48,8 @@ class PackWriter:
         dense = self._dense()
         # The very read of serving, but that tensors go where the blob has them.
         source = DiskStore(tuple(replace(x, layout=x.layout.tightened()) for x in self._plan.layers))
-        layers, synced = [], []
-        with closing(source), ThreadPoolExecutor(1, thread_name_prefix="pgmoe-sync") as syncing:
-            for index, layer in enumerate(self._draft.layers):
-                layers.append(self._layer(index, layer, source))
-                # The disk writes this layer while the next one is read.
-                synced.append(syncing.submit(sync, self._folder / layer.file))
-            for done in synced:
-                done.result()
+        with closing(source):
+            layers = [self._layer(index, layer, source) for index, layer in enumerate(self._draft.layers)]
         return self._draft.model_copy(update={"dense": dense, "layers": tuple(layers)})
 
     def _dense(self) -> object:
@@ -85,19 +77,17 @@ class PackWriter:
         path = self._folder / packed.file
         blob = page_aligned(packed.blob_bytes).zero_()
         memory = blob.numpy().data
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            _write_at(file, expert_header(len(packed.crc32), packed.blob_bytes), 0)
+        with BlobFile(path) as file:
+            file.write(expert_header(len(packed.crc32), packed.blob_bytes), 0)
             self._advance(packed.first_blob)
             for number in range(len(packed.crc32)):
                 expert, offset = ExpertId(index, number), packed.blob_offset(number)
                 if not self._stands(expert, path, offset, packed.blob_bytes):
                     source.read(expert, blob)
-                    _write_at(file, memory, offset)
+                    file.write_pages(memory, offset)
                     self._journal.add(expert, zlib.crc32(memory))
                 self._advance(packed.blob_bytes)
-        finally:
-            os.close(file)
+            file.sync()  # here, so that the end does not wait for all layers
         crc32 = tuple(self._journal.checksums[ExpertId(index, e)] for e in range(len(packed.crc32)))
         return packed.model_copy(update={"crc32": crc32})
 
@@ -116,9 +106,3 @@ class PackWriter:
             return False
         finally:
             file.close()
-
-
-def _write_at(file: int, data: bytes | memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(file, data[done:], offset + done)

@@ -40,6 +40,18 @@ def test_a_model_is_packed_once_with_progress(model: Path, tmp_path: Path) -> No
     assert [str(path) for path in (tmp_path / "cache").iterdir()] == [folder]
 
 
+def test_the_pack_is_called_as_the_model_is(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = str(tmp_path / "cache")
+    folder = cached_pack(str(model), cache)
+    assert Path(folder).name.startswith("model-")
+    monkeypatch.chdir(model)
+    assert cached_pack(".", cache) == folder
+    monkeypatch.setattr("pgmoe.models.checkpoint.resolve_folder", lambda name: model)  # no hub here
+    assert Path(cached_pack("org/tiny-moe", cache)).name == Path(folder).name.replace("model-", "tiny-moe-")
+
+
 def test_a_pack_is_served_as_it_is(model: Path, tmp_path: Path) -> None:
     out = str(packed(model, tmp_path / "pack"))
     assert cached_pack(out, str(tmp_path / "cache")) == out
