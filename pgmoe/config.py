@@ -15,7 +15,7 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     model: str
-    """Local folder (`~` is expanded) or hub id of a Hugging Face checkpoint in safetensors."""
+    """Local folder (`~` is expanded) or hub id of a Hugging Face checkpoint in safetensors, or of a pack."""
 
     served_model_name: str | None = None
     """Name in API answers and metrics; the folder's or hub id's last part where None."""
@@ -35,6 +35,17 @@ class EngineConfig(BaseModel):
     """Bytes of RAM for copies of experts between disk and device, `600MiB` or `50%` of the experts' bytes;
     the others are read from disk, all of them with `0`. `auto`: as many as most of the free RAM holds on an
     accelerator, none on a CPU."""
+
+    pack: Literal["off", "auto"] = "off"
+    """`auto`: a checkpoint that is no pack is packed into `pack_folder` first, once; that takes its size
+    again on disk. A pack is served as one either way."""
+
+    pack_folder: str = "~/.cache/pgmoe/packs"
+    """Where `pack: auto` keeps its packs (`~` is expanded)."""
+
+    verify_pack: bool = True
+    """Compare a pack's experts with their checksums once: those copied to host memory at the start as they
+    come, the others in the background. One that is found corrupt is logged and not read any more."""
 
     policy: str = "prospect"
     """Eviction policy of the expert slots: `prospect`, `lru`, `lfu` or `lifo`."""

@@ -6,13 +6,16 @@ The plain data that loader, stores and compute share. Shape letters: D model wid
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
 PAGE = 4096
 """Bytes. File offsets, lengths and addresses of O_DIRECT reads are multiples of it; so are slot sizes."""
+
+LINE = 64
+"""Bytes of a cache line: tensors of a tight layout start at multiples of it."""
 
 
 def round_up(num_bytes: int, step: int = PAGE) -> int:
@@ -39,12 +42,19 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class TensorRegion:
-    """One tensor of an expert and the page-aligned region kept for it in a slot.
+class Blob:
+    """All tensors of one expert as one page-aligned range of a file, laid out there as in a slot."""
 
-    The region is a page longer than the tensor: the tensor starts up to a page late in it, so that it
-    can lie at the same distance from a page boundary as in its file and be read there directly.
-    """
+    path: str
+    offset: int
+    nbytes: int
+    """Slot bytes of the layout."""
+    crc32: int
+
+
+@dataclass(frozen=True)
+class TensorRegion:
+    """One tensor of an expert and the region kept for it in a slot; `BlobLayout` says how they lie."""
 
     name: str
     shape: tuple[int, ...]
@@ -60,9 +70,15 @@ class TensorRegion:
 
 @dataclass(frozen=True)
 class BlobLayout:
-    """Fixed order of an expert's tensors in a slot; the same for all experts of a layer."""
+    """Fixed order of an expert's tensors in a slot; the same for all experts of a layer.
+
+    Regions are page-aligned and a page longer than their tensors: a tensor starts up to a page late in its
+    region, so that it can lie at the same distance from a page boundary as in its file and be read there
+    directly. In a tight layout, that of packs, tensors lie one after another at multiples of LINE.
+    """
 
     regions: tuple[TensorRegion, ...]
+    tight: bool = False
 
     @classmethod
     def pack(cls, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> BlobLayout:
@@ -74,6 +90,15 @@ class BlobLayout:
             offset += round_up(regions[-1].nbytes) + PAGE
         return cls(tuple(regions))
 
+    def tightened(self) -> BlobLayout:
+        """The same tensors in a tight layout."""
+        regions: list[TensorRegion] = []
+        offset = 0
+        for region in self.regions:
+            regions.append(replace(region, offset=offset))
+            offset = round_up(offset + region.nbytes, LINE)
+        return BlobLayout(tuple(regions), tight=True)
+
     @property
     def weight_bytes(self) -> int:
         """Bytes of the tensors alone."""
@@ -83,13 +108,15 @@ class BlobLayout:
     def slot_bytes(self) -> int:
         """Bytes of a slot that holds one expert, a multiple of PAGE."""
         last = self.regions[-1]
-        return last.offset + round_up(last.nbytes) + PAGE
+        return round_up(last.offset + last.nbytes) + (0 if self.tight else PAGE)
 
     def starts(self, extents: Sequence[Extent]) -> dict[str, int]:
-        """Where in a slot each tensor starts: as far from a page boundary as in its file.
+        """Where in a slot each tensor starts: as far from a page boundary as in its file, unless tight.
 
         A file may have it anywhere; in a slot it starts at a multiple of its elements' size.
         """
+        if self.tight:
+            return {r.name: r.offset for r in self.regions}
         phase = {e.tensor: e.offset % PAGE for e in extents if e.tensor_offset == 0}
         return {r.name: r.offset + phase[r.name] // r.dtype.itemsize * r.dtype.itemsize for r in self.regions}
 
@@ -136,6 +163,8 @@ class ExpertLayer:
     """Experts that one token uses."""
     encoding: str = "plain"
     """How the stored bytes stand for weights: as they are (`plain`), or to be expanded before computing."""
+    blobs: tuple[Blob, ...] = ()
+    """Each expert's, where the files are a pack's; in other files its tensors lie apart."""
 
     @property
     def num_experts(self) -> int:

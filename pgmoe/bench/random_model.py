@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
-from pgmoe.training.new_folder import new_folder
+from pgmoe.new_folder import new_folder
 
 SHARD_SIZE = "1GB"
 SEED = 0

@@ -19,7 +19,7 @@ from transformers import OlmoeForCausalLM, PreTrainedTokenizerFast
 
 from pgmoe.bench.random_model import SEED, OlmoeShape
 from pgmoe.errors import ConfigError
-from pgmoe.training.new_folder import new_folder
+from pgmoe.new_folder import new_folder
 
 SMALL_MOE = OlmoeShape(4096, 256, 8, 4, 32, 4, 128)
 """60 MB, 0.2 MB an expert."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Argument(help="Checkpoint folder or hub id (safetensors).")]
+Model = Annotated[str, typer.Argument(help="Checkpoint or pack folder, or hub id (safetensors).")]
 DeviceMemory = Annotated[
     str,
     typer.Option(help="Budget on the device: 600MiB for dense weights and experts, or 50% of the experts."),

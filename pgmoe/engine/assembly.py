@@ -26,6 +26,7 @@ from pgmoe.layout import ExpertLayer
 from pgmoe.metrics.stats import ExpertStats
 from pgmoe.models.loader import LoadedModel, load_model, read_plan
 from pgmoe.models.routers import look_aheads
+from pgmoe.packing.cache import cached_pack
 from pgmoe.routing import Gating
 from pgmoe.trace import Trace
 
@@ -61,7 +62,8 @@ def assemble(
     check_policy(config.policy)
     stats.policy = config.policy
     device = resolve_device(config.device)
-    plan = read_plan(config.model)
+    packing = config.pack == "auto"
+    plan = read_plan(cached_pack(config.model, config.pack_folder, progress) if packing else config.model)
     dtype = resolve_dtype(config.dtype, plan.layers)
     shape = ExpertShape.of(plan.layers, plan.loaded_bytes(device))
     # Budgets that cannot be honoured fail here, before anything is loaded.

@@ -21,13 +21,13 @@ from pgmoe.experts.placement import every_expert, spread_evenly
 from pgmoe.experts.policies import make_policy
 from pgmoe.experts.slots import SlotArena
 from pgmoe.experts.stores.base import ExpertStore
-from pgmoe.experts.stores.disk import DiskStore
+from pgmoe.experts.stores.opening import open_disk_store
 from pgmoe.layout import ExpertId, ExpertLayer
 from pgmoe.metrics.stats import ExpertStats
 from pgmoe.units import parse_rate
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes so far, bytes in all) while experts are copied to host memory."""
+"""Called with (bytes so far, bytes in all) while a model is packed or experts are copied to host memory."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class TierBuilder:
     def build(self, arena: SlotArena, num_in_host: int) -> Tiers:
         """Open the files, copy `num_in_host` experts to host memory, measure. Raises ConfigError."""
         with ExitStack() as on_failure:
-            store = DiskStore(self._layers, direct_io=self._config.direct_io)
+            direct_io, check_pack = self._config.direct_io, self._config.verify_pack
+            store = open_disk_store(self._layers, direct_io=direct_io, check_pack=check_pack)
             on_failure.callback(store.close)
             emulated = self._config.emulated_link is not None
             tiers = self._emulated(store) if emulated else self._real(store, arena, num_in_host)

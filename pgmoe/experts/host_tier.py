@@ -91,7 +91,10 @@ class HostTier:
             assert self._cache.begin(expert) is not None, expert
 
         def load(expert: ExpertId) -> int:
-            return store.read(expert, self._blobs[self._cache.slot_of(expert)].memory)
+            memory = self._blobs[self._cache.slot_of(expert)].memory
+            num_bytes = store.read(expert, memory)
+            store.verify(expert, memory)  # nobody may ever read it again
+            return num_bytes
 
         with ThreadPoolExecutor(num_readers, thread_name_prefix="pgmoe-fill") as pool:
             for expert, num_bytes in zip(experts, pool.map(load, experts), strict=True):

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from pgmoe.errors import CheckpointError, CorruptCheckpoint, UnsupportedModel
 from pgmoe.memory import page_aligned
+from pgmoe.models.pack import Pack, is_pack, read_pack
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -24,7 +25,10 @@ _DTYPES = {
     "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
     "BOOL": torch.bool,
 }  # fmt: skip
-_HUB_FILES = ["*.json", "tokenizer*", "*.model", "*.jinja", "*.txt"]
+DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+"""What safetensors calls each type."""
+SMALL_FILES = ("*.json", "tokenizer*", "*.model", "*.jinja", "*.txt")
+"""What a checkpoint folder has beside its weights: configuration, tokenizer, chat template."""
 _HUB_WEIGHTS = ["*.safetensors"]
 
 
@@ -70,6 +74,9 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, StoredTensor]
+    """By key; of a pack the dense ones alone."""
+    pack: Pack | None = None
+    """Where the folder is a pack: what is in its other files."""
 
     @classmethod
     def open(cls, model: str) -> Checkpoint:
@@ -85,6 +92,10 @@ class Checkpoint:
             raise UnsupportedModel(
                 f"{folder}: quantised checkpoint ({method}); serve a float32, bfloat16 or float16 one"
             )
+        if is_pack(folder):
+            pack = read_pack(folder)
+            pack.check_sizes(folder)
+            return cls(folder, config, read_header(folder / pack.dense.file), pack)
         weight_map = _read_index(folder)
         files = _single_files(folder) if weight_map is None else _shards(folder, weight_map)
         tensors: dict[str, StoredTensor] = {}
@@ -110,7 +121,7 @@ def resolve_folder(model: str, *, weights: bool = True) -> Path:
     if path.is_absolute() or model.startswith(("~", ".")) or model.count("/") != 1:
         raise CheckpointError(f"{model}: no such folder")
     try:
-        wanted = _HUB_FILES + _HUB_WEIGHTS if weights else _HUB_FILES
+        wanted = [*SMALL_FILES, *(_HUB_WEIGHTS if weights else ())]
         return Path(snapshot_download(model, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise CheckpointError(

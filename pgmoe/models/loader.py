@@ -19,6 +19,7 @@ from pgmoe.models.byte_plan import plan_bytes
 from pgmoe.models.checkpoint import Checkpoint, StoredTensor
 from pgmoe.models.dense import fill, num_bytes, try_fill, without_experts
 from pgmoe.models.families import find_sockets
+from pgmoe.models.pack_plan import plan_pack
 from pgmoe.models.socket import ExpertSocket
 from pgmoe.models.stored_embedding import StoredEmbedding, find_embedding
 
@@ -88,7 +89,8 @@ def read_plan(model: str) -> ModelPlan:
                 f"{checkpoint.folder}/config.json: a token uses {socket.top_k} of {socket.num_experts} "
                 "experts; it must use at least 1 and at most all"
             )
-    plan = plan_bytes(checkpoint, whole, sockets)
+    pack = checkpoint.pack
+    plan = plan_pack(checkpoint, pack, sockets) if pack else plan_bytes(checkpoint, whole, sockets)
     dtype = plan.layers[0].dtype
     skeleton = try_fill(checkpoint, config, model_class, plan.dense_keys, dtype)
     return ModelPlan(

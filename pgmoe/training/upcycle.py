@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from transformers import MixtralConfig, PretrainedConfig
 
 from pgmoe.errors import ConfigError
+from pgmoe.new_folder import check_new_folder, new_folder
 from pgmoe.training.dense_model import DenseModel, read_dense_model
-from pgmoe.training.new_folder import check_new_folder, new_folder
 
 Progress = Callable[[int, int], None]
 """Called with bytes written so far and bytes in all."""

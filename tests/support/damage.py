@@ -53,6 +53,15 @@ def cut(path: Path, num_bytes: int) -> None:
     path.write_bytes(path.read_bytes()[:num_bytes])
 
 
+def flip_bit(path: Path, offset: int) -> None:
+    """Turn one bit of the byte at this place around."""
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        (byte,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
 def cut_experts(folder: Path) -> None:
     """End the only weight file where the first expert begins; what comes before, the embedding, stays."""
     layers = read_plan(str(folder)).layers

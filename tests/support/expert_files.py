@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.experts.slots import SlotArena
 from pgmoe.experts.stores.base import ExpertStore
 from pgmoe.gating.on_demand import OnDemand
-from pgmoe.layout import BlobLayout, ExpertFFN, ExpertId, ExpertLayer, Extent
+from pgmoe.layout import PAGE, Blob, BlobLayout, ExpertFFN, ExpertId, ExpertLayer, Extent
 from pgmoe.metrics.stats import ExpertStats
 
 NUM_EXPERTS = 6
@@ -56,6 +57,28 @@ def write_layers(
         ffn = ExpertFFN(activation=lambda x: torch.relu(x[:, :35]) * x[:, 35:])
         layers.append(ExpertLayer(f"layers.{number}.experts", layout, ffn, tuple(extents), top_k=2))
     return tuple(layers)
+
+
+def write_packed_layers(folder: Path, layers: Sequence[ExpertLayer]) -> tuple[ExpertLayer, ...]:
+    """The same experts as blobs: one file for each layer, a page of something else before its first blob."""
+    folder.mkdir()
+    packed = []
+    for number, layer in enumerate(layers):
+        path, layout = folder / f"packed-{number}.bin", layer.layout.tightened()
+        content, blobs, extents = bytes(PAGE), [], []
+        for expert in range(layer.num_experts):
+            tensors, blob = file_bytes(layer, expert), bytearray(layout.slot_bytes)
+            for region in layout.regions:
+                blob[region.offset : region.offset + region.nbytes] = tensors[region.name]
+            begin = len(content)
+            blobs.append(Blob(str(path), begin, len(blob), zlib.crc32(blob)))
+            extents.append(
+                tuple(Extent(str(path), begin + r.offset, r.nbytes, r.name, 0) for r in layout.regions)
+            )
+            content += blob
+        path.write_bytes(content)
+        packed.append(replace(layer, layout=layout, extents=tuple(extents), blobs=tuple(blobs)))
+    return tuple(packed)
 
 
 def file_bytes(layer: ExpertLayer, expert: int) -> dict[str, bytes]:
@@ -139,6 +162,9 @@ class GatedStore:
     def read(self, expert: ExpertId, slot: Tensor) -> int:
         self.enter(expert)
         return self.store.read(expert, slot)
+
+    def verify(self, expert: ExpertId, slot: Tensor) -> None:
+        self.store.verify(expert, slot)
 
     def close(self) -> None:
         pass

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgmoe.layout import PAGE, BlobLayout, Extent, round_up
+from pgmoe.layout import LINE, PAGE, BlobLayout, Extent, round_up
 from pgmoe.memory import page_aligned
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -46,3 +46,23 @@ def test_tensors_lie_in_their_regions_wherever_the_file_has_them(
     for name, tensor in expected.items():  # after all of them: none lies over another
         assert views[name].data_ptr() == slot.data_ptr() + starts[name]
         assert torch.equal(views[name], tensor)
+
+
+@settings(deadline=None)
+@given(shapes, st.sampled_from(DTYPES), st.integers(0, 3 * PAGE))
+def test_in_a_tight_layout_tensors_follow_one_another_at_cache_lines_wherever_the_file_has_them(
+    shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, file_offset: int
+) -> None:
+    roomy = BlobLayout.pack(shapes, dtype)
+    layout = roomy.tightened()
+    assert layout.tightened() == layout
+    assert layout.weight_bytes == roomy.weight_bytes
+    assert layout.slot_bytes % PAGE == 0
+    assert layout.slot_bytes < roomy.slot_bytes
+    starts = layout.starts([Extent("file", file_offset, r.nbytes, r.name, 0) for r in layout.regions])
+    end = 0
+    for region in layout.regions:
+        assert starts[region.name] % LINE == 0
+        assert 0 <= starts[region.name] - end < LINE
+        end = starts[region.name] + region.nbytes
+    assert 0 <= layout.slot_bytes - end < PAGE

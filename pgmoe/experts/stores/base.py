@@ -23,6 +23,13 @@ class ExpertStore(Protocol):
         """
         ...
 
+    def verify(self, expert: ExpertId, slot: Tensor) -> None:
+        """Raise ExpertReadError if `read` has put something else into `slot` than was once stored.
+
+        For who reads an expert once and keeps it. Files without checksums pass.
+        """
+        ...
+
     def close(self) -> None:
         """Give back files and memory. Nothing is read after it."""
         ...

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import threading
 
 import numpy as np
 from torch import Tensor
 
 from pgmoe.errors import ExpertReadError
+from pgmoe.experts.stores.files import ExpertFile, ExpertFiles, place_of
 from pgmoe.experts.stores.read_plan import Run, plan_reads
 from pgmoe.layout import ExpertId, ExpertLayer
 from pgmoe.memory import page_aligned
@@ -27,24 +26,6 @@ class _Scratch(threading.local):
         return self._memory[:num_bytes]
 
 
-class _File:
-    """One file opened twice: past the page cache if the file system allows it, and the ordinary way."""
-
-    def __init__(self, path: str, direct_io: bool) -> None:
-        self.buffered = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.direct: int | None = None
-        if direct_io and hasattr(os, "O_DIRECT"):
-            try:
-                self.direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
-            except OSError:  # this file system has no O_DIRECT (tmpfs)
-                self.direct = None
-
-    def close(self) -> None:
-        for descriptor in (self.buffered, self.direct):
-            if descriptor is not None:
-                os.close(descriptor)
-
-
 class DiskStore:
     """The disk tier. See ExpertStore for the contract of its methods."""
 
@@ -53,19 +34,13 @@ class DiskStore:
         self._layers = layers
         self._plans: dict[ExpertId, tuple[Run, ...]] = {}
         self._scratch = _Scratch()
-        self._files: dict[str, _File] = {}
-        paths = {extent.path for layer in layers for extents in layer.extents for extent in extents}
-        for path in sorted(paths):
-            try:
-                self._files[path] = _File(path, direct_io)
-            except OSError as error:
-                self.close()
-                raise ExpertReadError(f"{path}: {error.strerror}") from error
+        paths = (extent.path for layer in layers for extents in layer.extents for extent in extents)
+        self._files = ExpertFiles(paths, direct_io=direct_io)
 
     @property
     def direct_io(self) -> bool:
         """Whether every file is read past the page cache."""
-        return all(f.direct is not None for f in self._files.values())
+        return self._files.direct_io
 
     def starts(self, expert: ExpertId) -> dict[str, int]:
         """Each tensor lies in its region as far from a page boundary as in its file."""
@@ -81,50 +56,33 @@ class DiskStore:
             try:
                 self._read(run, slot)
             except OSError as error:
-                raise ExpertReadError(
-                    f"expert {expert.expert} of {layer.name}: {run.path} from byte {run.offset}: {error}"
-                ) from error
+                place = place_of(expert, layer, run.path, run.offset)
+                raise ExpertReadError(f"{place}: {error}") from error
         return layer.layout.weight_bytes
+
+    def verify(self, expert: ExpertId, slot: Tensor) -> None:
+        """Nothing is known of what it should be."""
 
     def close(self) -> None:
         """Close all files."""
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        self._files.close()
 
     def _read(self, run: Run, slot: Tensor) -> None:
         file = self._files[run.path]
-        if file.direct is None or not self._read_direct(file.direct, run, slot):
+        if not (file.direct_io and self._read_direct(file, run, slot)):
             memory = slot.numpy().data
             for offset, place, nbytes in run.pieces:
-                _read_fully(file.buffered, memory[place : place + nbytes], offset)
+                file.read_buffered(memory[place : place + nbytes], offset)
 
-    def _read_direct(self, descriptor: int, run: Run, slot: Tensor) -> bool:
-        """Read the run's pages and patch what went to the scratch.
-
-        False if less came than is needed, or the file system refuses such a read after all.
-        """
+    def _read_direct(self, file: ExpertFile, run: Run, slot: Tensor) -> bool:
+        """Read the run's pages and patch what went to the scratch; False if it has to be read otherwise."""
         memory, scratch = slot.numpy(), self._scratch.take(run.scratch_bytes).numpy()
         targets = [(memory if s.direct else scratch)[s.start : s.start + s.nbytes].data for s in run.segments]
-        try:
-            if os.preadv(descriptor, targets, run.offset) < run.needed:
-                return False  # the ordinary way will find out whether the file really ends there
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # it wants a coarser alignment than a page
-                return False
-            raise
+        if not file.read_pages(targets, run.offset, run.needed):
+            return False
         for patch in run.patches:
             # numpy releases the interpreter lock, which a memoryview does not, and starts no OpenMP threads
             # for this one, which torch does: beyond the number of cores they slow each other down.
             source = scratch[patch.scratch : patch.scratch + patch.nbytes]
             np.copyto(memory[patch.slot : patch.slot + patch.nbytes], source)
         return True
-
-
-def _read_fully(descriptor: int, target: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(target):
-        got = os.preadv(descriptor, [target[done:]], offset + done)
-        if got == 0:
-            raise OSError(f"the file ends {len(target) - done} bytes too early; it was truncated or replaced")
-        done += got

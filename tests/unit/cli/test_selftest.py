@@ -26,7 +26,7 @@ class BadDisk(DiskStore):
 
 @pytest.fixture
 def bad_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgmoe.engine.assembly.DiskStore", BadDisk)
+    monkeypatch.setattr("pgmoe.experts.stores.opening.DiskStore", BadDisk)
 
 
 def test_a_model_that_passes_is_told_in_one_line_with_status_0(tiny: TinyCheckpoints) -> None:

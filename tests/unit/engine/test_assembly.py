@@ -16,6 +16,7 @@ from pgmoe.layout import BlobLayout, ExpertFFN, ExpertLayer
 from pgmoe.metrics.stats import ExpertStats
 from tests.conftest import TinyCheckpoints
 from tests.support.checkpoints import FAMILIES
+from tests.support.packs import packed
 
 
 def config(folder: Path, **options: object) -> EngineConfig:
@@ -169,3 +170,33 @@ def test_a_closed_assembly_holds_no_file_of_the_checkpoint(tiny: TinyCheckpoints
     assert len(open_files(folder)) > 1
     assembly.close()
     assert not open_files(folder)
+
+
+@pytest.mark.parametrize("host_memory", ["0", "50%", "100%"])
+def test_a_closed_assembly_of_a_pack_holds_none_of_its_files_and_has_ended_the_check(
+    tiny: TinyCheckpoints, tmp_path: Path, host_memory: str
+) -> None:
+    folder, threads = packed(tiny("mixtral"), tmp_path / "pack"), reader_threads()
+    assembly = assemble(config(folder, host_memory=host_memory), ExpertStats())
+    assert open_files(folder)
+    assembly.close()
+    assert not open_files(folder)
+    assert reader_threads() == threads
+
+
+def test_a_model_is_packed_on_its_first_start_with_progress_and_served_from_the_pack(
+    tiny: TinyCheckpoints, tmp_path: Path
+) -> None:
+    told: list[tuple[int, int]] = []
+    options: dict[str, object] = {"pack": "auto", "pack_folder": str(tmp_path), "verify_pack": False}
+    for _ in range(2):
+        num_told = len(told)
+        assembly = assemble(
+            config(tiny("mixtral"), **options), ExpertStats(), lambda *sizes: told.append(sizes)
+        )
+        (pack,) = tmp_path.iterdir()
+        assert open_files(pack)
+        assert not open_files(tiny("mixtral"))
+        assembly.close()
+    assert len(told) == num_told > 0
+    assert told[-1][0] == told[-1][1]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pgmoe.errors import ConfigError
-from pgmoe.training.new_folder import new_folder
+from pgmoe.new_folder import new_folder
 
 
 def test_the_folder_appears_with_the_end_of_the_block(tmp_path: Path) -> None:

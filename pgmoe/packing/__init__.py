@@ -1,0 +1,1 @@
+"""Writing checkpoints anew as packs, and checking them."""

@@ -1,0 +1,46 @@
+"""What a pack in the making has already, so that a killed process's work is not lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pgmoe.layout import ExpertId
+
+DENSE = ExpertId(-1, -1)
+"""Stands for the file of dense weights."""
+
+
+class Journal:
+    """A text file: its first line says of what, each other one what is written and its checksum.
+
+    A line that a kill cut short does not count. A line may precede its bytes on the disk: whoever goes on
+    compares the bytes with the checksum.
+    """
+
+    def __init__(self, path: Path, heading: str) -> None:
+        """Go on with the journal at `path` if it has this heading, else begin it anew. Raises OSError."""
+        self.checksums: dict[ExpertId, int] = {}
+        content = path.read_bytes() if path.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        first, *lines = whole.split(b"\n")
+        self.begun_anew = first != heading.encode()
+        if not self.begun_anew:
+            for line in filter(None, lines):
+                layer, expert, crc32 = map(int, line.split())
+                self.checksums[ExpertId(layer, expert)] = crc32
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
+        self._file.truncate(0 if self.begun_anew else len(whole))
+        if self.begun_anew:
+            self._file.write(heading.encode() + b"\n")
+
+    def add(self, expert: ExpertId, crc32: int) -> None:
+        """Note what has been written. Raises OSError."""
+        self._file.write(f"{expert.layer} {expert.expert} {crc32}\n".encode())
+        self.checksums[expert] = crc32
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
