@@ -5,11 +5,13 @@ The plain data that loader, stores and compute share. Shape letters: D model wid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+
+from pgmoe.encodings import Encoding
 
 PAGE = 4096
 """Bytes. File offsets, lengths and addresses of O_DIRECT reads are multiples of it; so are slot sizes."""
@@ -81,12 +83,15 @@ class BlobLayout:
     tight: bool = False
 
     @classmethod
-    def pack(cls, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> BlobLayout:
-        """Lay regions for tensors of these shapes one after another."""
+    def pack(
+        cls, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype | Mapping[str, torch.dtype]
+    ) -> BlobLayout:
+        """Lay regions for tensors of these shapes one after another; `dtype` is theirs, or each one's."""
         regions: list[TensorRegion] = []
         offset = 0
         for name, shape in shapes.items():
-            regions.append(TensorRegion(name, shape, dtype, offset))
+            own = dtype if isinstance(dtype, torch.dtype) else dtype[name]
+            regions.append(TensorRegion(name, shape, own, offset))
             offset += round_up(regions[-1].nbytes) + PAGE
         return cls(tuple(regions))
 
@@ -161,8 +166,10 @@ class ExpertLayer:
     """For each expert, the ranges that fill its tensors."""
     top_k: int
     """Experts that one token uses."""
-    encoding: str = "plain"
+    encoding: Encoding = "plain"
     """How the stored bytes stand for weights: as they are (`plain`), or to be expanded before computing."""
+    expanded: torch.dtype | None = None
+    """The type to expand them to, if they are not plain."""
     blobs: tuple[Blob, ...] = ()
     """Each expert's, where the files are a pack's; in other files its tensors lie apart."""
 
@@ -179,5 +186,5 @@ class ExpertLayer:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the experts' weights."""
-        return self.layout.regions[0].dtype
+        """Type in which the experts are computed: that of their weights, expanded where they are encoded."""
+        return self.expanded or self.layout.regions[0].dtype

@@ -10,7 +10,7 @@ expert is the engine's own here, too; that one is held against transformers by t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,6 +22,7 @@ from pgmoe.engine.engine import Engine
 from pgmoe.engine.free_memory import free_memory
 from pgmoe.errors import ExpertReadError
 from pgmoe.experts.compute import LoneToken, apply_ffn
+from pgmoe.experts.expander import Expander
 from pgmoe.experts.grouping import TokenGroups
 from pgmoe.layout import ExpertLayer
 from pgmoe.memory import page_aligned
@@ -67,8 +68,9 @@ class SelfTestReport:
 class LayerCheck:
     """Stands before one layer's experts and recomputes what they return."""
 
-    def __init__(self, layer: ExpertLayer, routed: RoutedExperts) -> None:
+    def __init__(self, layer: ExpertLayer, routed: RoutedExperts, expander: Expander) -> None:
         self.layer = layer
+        self.expander = expander
         self.routed = routed
         self.num_calls = 0
         self.num_experts = 0
@@ -106,9 +108,9 @@ class LayerCheck:
             token.apply({row: self._read(expert, hidden.device) for row, expert in enumerate(ids)})
         return token.weighted_sum(weights_K[order[:num_experts]])[None]
 
-    def _read(self, expert: int, device: torch.device) -> dict[str, Tensor]:
+    def _read(self, expert: int, device: torch.device) -> Mapping[str, Tensor]:
         self.num_experts += 1
-        return read_plainly(self.layer, expert, device)
+        return self.expander.weights(self.layer, read_plainly(self.layer, expert, device))
 
 
 def read_plainly(layer: ExpertLayer, expert: int, device: torch.device) -> dict[str, Tensor]:
@@ -167,8 +169,10 @@ def _offloaded(
 
 def _put_checks(engine: Engine) -> list[LayerCheck]:
     checks = []
+    expander = Expander(engine.loaded.layers, torch.device(engine.info.device))
     for socket, layer in zip(engine.loaded.sockets, engine.loaded.layers, strict=True):
-        checks.append(LayerCheck(layer, socket.module.routed_experts))  # type: ignore[arg-type]
+        routed: RoutedExperts = socket.module.routed_experts  # type: ignore[assignment]
+        checks.append(LayerCheck(layer, routed, expander))
         socket.module.routed_experts = checks[-1]  # type: ignore[assignment]
     return checks
 

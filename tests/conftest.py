@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.support.checkpoints import save_tiny
+from tests.support.quantised import save_kind
 
 TinyCheckpoints = Callable[..., Path]
 
@@ -22,6 +23,24 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoints:
         if key not in written:
             folder = root / f"{family}-{len(written)}"
             written[key] = save_tiny(family, folder, dtype, max_shard_size=max_shard_size)
+        return written[key]
+
+    return checkpoint
+
+
+QuantisedCheckpoints = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> QuantisedCheckpoints:
+    """`quantised(kind, max_shard_size)`: a tiny quantised checkpoint, written once. Copy it to change it."""
+    root = tmp_path_factory.mktemp("quantised")
+    written: dict[tuple[str, str], Path] = {}
+
+    def checkpoint(kind: str, max_shard_size: str = "1GB") -> Path:
+        key = (kind, max_shard_size)
+        if key not in written:
+            written[key] = save_kind(kind, root / str(len(written)), max_shard_size)
         return written[key]
 
     return checkpoint

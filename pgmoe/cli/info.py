@@ -52,6 +52,7 @@ def info(
         "folder": str(plan.checkpoint.folder),
         "architecture": plan.model_class.__name__,
         "dtype": str(plan.layers[0].dtype).removeprefix("torch."),
+        "experts_stored_as": ", ".join(sorted({layer.encoding for layer in plan.layers})),
         "moe_layers": len(plan.layers),
         "experts_per_layer": max(layer.num_experts for layer in plan.layers),
         "experts_per_token": shape.top_k,

@@ -133,7 +133,7 @@ def _gating(config: EngineConfig, loaded: LoadedModel, *, idle: bool) -> Gating:
 
 
 def resolve_dtype(name: str, layers: tuple[ExpertLayer, ...]) -> torch.dtype:
-    """The compute type. Raises ConfigError if it is not the one that the experts are stored in."""
+    """The compute type. Raises ConfigError if it is not that of the experts, stored or expanded."""
     stored = {layer.dtype for layer in layers}
     if len(stored) > 1:
         raise ConfigError(f"experts are stored in several types ({stored}); convert the checkpoint to one")
@@ -141,6 +141,11 @@ def resolve_dtype(name: str, layers: tuple[ExpertLayer, ...]) -> torch.dtype:
     wanted = dtype if name == "auto" else getattr(torch, name)
     if wanted != dtype:
         short = str(dtype).removeprefix("torch.")
+        if any(layer.encoding != "plain" for layer in layers):
+            raise ConfigError(
+                f"dtype {name!r}: quantised experts are computed in {short}, as config.json has it; "
+                "use dtype auto"
+            )
         raise ConfigError(
             f"dtype {name!r}: the experts are stored as {short} and are not converted on their way; "
             f"use dtype auto, or save the checkpoint as {name}"

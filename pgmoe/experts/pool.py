@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pgmoe.experts.cache import ExpertCache, SlotState
+from pgmoe.experts.expander import Expander
 from pgmoe.experts.host_tier import HostTier
 from pgmoe.experts.lease import Lease
 from pgmoe.experts.links.base import Arrival, Link, Transfer, Urgency
@@ -20,8 +21,8 @@ from pgmoe.experts.warmth import Warmth
 from pgmoe.layout import ExpertId, ExpertLayer
 from pgmoe.metrics.stats import ExpertStats
 
-Weights = dict[str, Tensor]
-"""An expert's tensors by name, as views of its slot."""
+Weights = Mapping[str, Tensor]
+"""An expert's tensors by name: views of its slot, or expanded from it when asked for, one at a time."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class ExpertPool:
         self._layers = layers
         self._store = store
         self._arena = arena
+        self._expander = Expander(layers, arena.device)
         self._cache = cache
         self._link = link
         self._host = host
@@ -239,8 +241,9 @@ class ExpertPool:
             if arrival.event is not None:
                 device = arrival.blob.device
                 torch.get_device_module(device).current_stream(device).wait_event(arrival.event)
-            weights = self._layers[expert.layer].layout.views(arrival.blob, self._store.starts(expert))
-            self._lendable[expert] = LentExpert(expert.expert, weights)
+            layer = self._layers[expert.layer]
+            stored = layer.layout.views(arrival.blob, self._store.starts(expert))
+            self._lendable[expert] = LentExpert(expert.expert, self._expander.weights(layer, stored))
 
     def _end(self, transfer: Transfer, *, arrived: bool, in_host: bool) -> None:
         """A transfer is over or dropped: the books of both tiers."""

@@ -17,6 +17,11 @@ class SlotArena:
         self._memory = page_aligned(num_slots * slot_bytes, device=device)
 
     @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self._memory.device
+
+    @property
     def nbytes(self) -> int:
         """Bytes of device memory held."""
         return self._memory.nbytes

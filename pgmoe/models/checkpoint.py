@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
+from pgmoe.encodings import Encoding
 from pgmoe.errors import CheckpointError, CorruptCheckpoint, UnsupportedModel
 from pgmoe.memory import page_aligned
 from pgmoe.models.pack import Pack, is_pack, read_pack
+from pgmoe.models.quantisation import read_encoding
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -42,6 +44,16 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+
+    @property
+    def parts(self) -> dict[str, StoredTensor]:
+        """What it is stored as, by what comes behind its name in a slot: itself, and no scales."""
+        return {"": self}
+
+    def part(self, index: int) -> StoredTensor:
+        """Its `index`-th entry along the first dimension."""
+        nbytes = self.nbytes // self.shape[0]
+        return replace(self, shape=self.shape[1:], offset=self.offset + index * nbytes, nbytes=nbytes)
 
     def __getitem__(self, whole: object) -> torch.Tensor:
         """`tensor[...]` reads it from the file; this is all that transformers asks of a lazy tensor."""
@@ -77,6 +89,8 @@ class Checkpoint:
     """By key; of a pack the dense ones alone."""
     pack: Pack | None = None
     """Where the folder is a pack: what is in its other files."""
+    encoding: Encoding = "plain"
+    """Of its quantised tensors, if it has any."""
 
     @classmethod
     def open(cls, model: str) -> Checkpoint:
@@ -86,16 +100,11 @@ class Checkpoint:
         """
         folder = resolve_folder(model)
         config = _read_json(folder / "config.json")
-        quantised = config.get("quantization_config")
-        if quantised is not None:
-            method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-            raise UnsupportedModel(
-                f"{folder}: quantised checkpoint ({method}); serve a float32, bfloat16 or float16 one"
-            )
+        encoding = read_encoding(folder, config)
         if is_pack(folder):
             pack = read_pack(folder)
             pack.check_sizes(folder)
-            return cls(folder, config, read_header(folder / pack.dense.file), pack)
+            return cls(folder, config, read_header(folder / pack.dense.file), pack, encoding)
         weight_map = _read_index(folder)
         files = _single_files(folder) if weight_map is None else _shards(folder, weight_map)
         tensors: dict[str, StoredTensor] = {}
@@ -106,7 +115,7 @@ class Checkpoint:
             raise CorruptCheckpoint(
                 f"{folder}: {len(lost)} tensors of {INDEX} are in no shard, e.g. {lost[0]}; copy it again"
             )
-        return cls(folder, config, tensors)
+        return cls(folder, config, tensors, encoding)
 
 
 def resolve_folder(model: str, *, weights: bool = True) -> Path:

@@ -13,19 +13,21 @@ from transformers.utils import logging
 
 from pgmoe.errors import CheckpointError, CorruptCheckpoint
 from pgmoe.models import moe
-from pgmoe.models.checkpoint import Checkpoint, StoredTensor
+from pgmoe.models.checkpoint import Checkpoint
 from pgmoe.models.families import empty_experts
+from pgmoe.models.quantised_tensor import QuantisedTensor, Weight, join
 from pgmoe.models.stored_embedding import StoredEmbedding
 
 
 class StoredShape:
     """Stands for a stored tensor while a load is tried out: its shape and type without its bytes."""
 
-    def __init__(self, stored: StoredTensor) -> None:
-        self._stored = stored
+    def __init__(self, stored: Weight) -> None:
+        self._shape = stored.shape
+        self._dtype = torch.float32 if isinstance(stored, QuantisedTensor) else stored.dtype
 
     def __getitem__(self, whole: object) -> torch.Tensor:
-        return torch.empty(self._stored.shape, dtype=self._stored.dtype, device="meta")
+        return torch.empty(self._shape, dtype=self._dtype, device="meta")
 
 
 def without_experts(
@@ -60,7 +62,7 @@ def try_fill(
     dtype: torch.dtype,
 ) -> PreTrainedModel:
     """`fill` on the meta device: says what it would say and gives the sizes, but reads nothing."""
-    shapes = {key: StoredShape(checkpoint.tensors[key]) for key in keys}
+    shapes = {key: StoredShape(weight) for key, weight in join(checkpoint, keys).items()}
     with _quiet():
         return fill(checkpoint, config, model_class, shapes, dtype=dtype, device=torch.device("meta"))
 
@@ -69,7 +71,7 @@ def fill(
     checkpoint: Checkpoint,
     config: PretrainedConfig,
     model_class: type[PreTrainedModel],
-    stored: Mapping[str, StoredTensor | StoredShape],
+    stored: Mapping[str, Weight | StoredShape],
     *,
     dtype: torch.dtype,
     device: torch.device,

@@ -20,6 +20,7 @@ from pgmoe.models.checkpoint import Checkpoint, StoredTensor
 from pgmoe.models.dense import fill, num_bytes, try_fill, without_experts
 from pgmoe.models.families import find_sockets
 from pgmoe.models.pack_plan import plan_pack
+from pgmoe.models.quantised_tensor import join
 from pgmoe.models.socket import ExpertSocket
 from pgmoe.models.stored_embedding import StoredEmbedding, find_embedding
 
@@ -58,6 +59,7 @@ class ModelPlan:
     model_class: type[PreTrainedModel]
     layers: tuple[ExpertLayer, ...]
     dense_keys: tuple[str, ...]
+    """Tensors of the checkpoint, scales among them."""
     dense_bytes: int
     """Bytes of everything but the experts, in the experts' type."""
     embedding: StoredTensor | None
@@ -89,8 +91,11 @@ def read_plan(model: str) -> ModelPlan:
                 f"{checkpoint.folder}/config.json: a token uses {socket.top_k} of {socket.num_experts} "
                 "experts; it must use at least 1 and at most all"
             )
-    pack = checkpoint.pack
-    plan = plan_pack(checkpoint, pack, sockets) if pack else plan_bytes(checkpoint, whole, sockets)
+    pack, expanded = checkpoint.pack, _computed_in(config)
+    if pack is not None:
+        plan = plan_pack(checkpoint, pack, sockets, expanded=expanded)
+    else:
+        plan = plan_bytes(checkpoint, whole, sockets, expanded=expanded)
     dtype = plan.layers[0].dtype
     skeleton = try_fill(checkpoint, config, model_class, plan.dense_keys, dtype)
     return ModelPlan(
@@ -109,11 +114,12 @@ def load_model(plan: ModelPlan, *, dtype: torch.dtype, device: torch.device) -> 
 
     Raises CorruptCheckpoint if the files are no longer those that the plan was made of.
     """
-    stored = {key: plan.checkpoint.tensors[key] for key in plan.dense_keys}
+    stored = join(plan.checkpoint, plan.dense_keys)
     embedding = None
     with ExitStack() as on_failure:
         if plan.embedding is not None and device.type == "cpu":
-            embedding = StoredEmbedding(stored.pop(plan.embedding.key), dtype)
+            del stored[plan.embedding.key]
+            embedding = StoredEmbedding(plan.embedding, dtype)
             on_failure.callback(embedding.close)
         model = fill(
             plan.checkpoint,
@@ -140,7 +146,15 @@ def _read_config(checkpoint: Checkpoint) -> PretrainedConfig:
             f"{checkpoint.folder}: transformers {transformers.__version__} knows no model_type {kind!r}, "
             f"and code from a checkpoint is never run ({error})"
         ) from error
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # what is quantised gets expanded before transformers sees it
     return config
+
+
+def _computed_in(config: PretrainedConfig) -> torch.dtype:
+    """The type to expand quantised weights to: the config's, or bfloat16 where that is none to compute in."""
+    computed = (torch.float32, torch.bfloat16, torch.float16)
+    return next((dtype for dtype in computed if config.dtype == dtype), torch.bfloat16)
 
 
 def _model_class(checkpoint: Checkpoint, config: PretrainedConfig) -> type[PreTrainedModel]:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
+from pgmoe.encodings import Encoding
 from pgmoe.errors import CorruptCheckpoint
 
 PACK = "pack.json"
@@ -43,7 +44,7 @@ class PackedLayer(_Part):
     name: str
     """Module path of the experts in the model."""
     file: FileName
-    encoding: str
+    encoding: Encoding
     """As in `ExpertLayer`."""
     transposed: bool
     """As in `ExpertFFN`."""

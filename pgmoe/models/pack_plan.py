@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from transformers.core_model_loading import dot_natural_key
 
 from pgmoe.errors import CorruptCheckpoint
@@ -17,8 +18,13 @@ from pgmoe.models.socket import ExpertSocket
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
-def plan_pack(checkpoint: Checkpoint, pack: Pack, sockets: list[ExpertSocket]) -> BytePlan:
-    """The experts as the pack has them. Raises CorruptCheckpoint if it is not of the model in config.json."""
+def plan_pack(
+    checkpoint: Checkpoint, pack: Pack, sockets: list[ExpertSocket], *, expanded: torch.dtype
+) -> BytePlan:
+    """The experts as the pack has them; encoded ones are to be computed in the type `expanded`.
+
+    Raises CorruptCheckpoint if the pack is not of the model in config.json.
+    """
     stored = [(layer.name, len(layer.crc32)) for layer in pack.layers]
     expected = [(socket.name, socket.num_experts) for socket in sockets]
     if stored != expected:
@@ -26,11 +32,12 @@ def plan_pack(checkpoint: Checkpoint, pack: Pack, sockets: list[ExpertSocket]) -
             checkpoint.folder,
             f"has {_sum_up(stored)}, the config asks for {_sum_up(expected)}",
         )
-    layers = (_layer(checkpoint.folder, *pair) for pair in zip(pack.layers, sockets, strict=True))
+    pairs = zip(pack.layers, sockets, strict=True)
+    layers = (_layer(checkpoint.folder, packed, socket, expanded) for packed, socket in pairs)
     return BytePlan(tuple(layers), tuple(sorted(checkpoint.tensors, key=dot_natural_key)))
 
 
-def _layer(folder: Path, packed: PackedLayer, socket: ExpertSocket) -> ExpertLayer:
+def _layer(folder: Path, packed: PackedLayer, socket: ExpertSocket, expanded: torch.dtype) -> ExpertLayer:
     layout = _layout(folder, packed)
     stored = {r.name: r.shape for r in layout.regions}, packed.transposed
     expected = socket.shapes, socket.ffn.transposed
@@ -48,6 +55,7 @@ def _layer(folder: Path, packed: PackedLayer, socket: ExpertSocket) -> ExpertLay
         ),
         top_k=socket.top_k,
         encoding=packed.encoding,
+        expanded=None if packed.encoding == "plain" else expanded,
         blobs=tuple(Blob(path, begin, packed.blob_bytes, crc32) for begin, crc32 in places),
     )
 

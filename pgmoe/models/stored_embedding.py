@@ -67,8 +67,8 @@ class StoredEmbedding(nn.Module):
 def find_embedding(model: PreTrainedModel, checkpoint: Checkpoint) -> StoredTensor | None:
     """The input embedding of `model` in its checkpoint, if it can stay there.
 
-    None where other layers use the same weights, where it does more than look up, or where it is stored
-    under another name.
+    None where other layers use the same weights, where it does more than look up, or where it is quantised or
+    stored under another name.
     """
     embedding = model.get_input_embeddings()
     if model.config.is_encoder_decoder or type(embedding) is not nn.Embedding:
@@ -77,5 +77,6 @@ def find_embedding(model: PreTrainedModel, checkpoint: Checkpoint) -> StoredTens
     if len(names) > 1:  # tied, to the output layer for one
         return None
     stored = checkpoint.tensors.get(names[0])
-    whole = stored is not None and stored.shape == tuple(embedding.weight.shape)
-    return stored if whole else None
+    if stored is None or stored.shape != tuple(embedding.weight.shape):
+        return None
+    return None if stored.dtype == torch.float8_e4m3fn else stored  # rows of blocks that share scales

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from tests.conftest import TinyCheckpoints
+from tests.conftest import QuantisedCheckpoints, TinyCheckpoints
 from tests.support.runs import Prompts, Run, run, smallest_budget
 
 pytestmark = [
@@ -87,3 +87,15 @@ def test_fewer_slots_take_that_much_less_device_memory(tiny: TinyCheckpoints) ->
         peaks.append(backend.max_memory_allocated())
     expert_bytes = 3 * 48 * 64 * 2
     assert peaks[0] - peaks[1] >= (slots[0] - slots[1]) * expert_bytes
+
+
+@pytest.mark.parametrize("host_memory", LINKS)
+@pytest.mark.parametrize("kind", ["fp8 deepseek odd", "mxfp4 gpt_oss"])
+def test_quantised_experts_are_expanded_on_the_accelerator(
+    quantised: QuantisedCheckpoints, kind: str, host_memory: str
+) -> None:
+    folder = quantised(kind)
+    whole = on_device(folder, PROMPTS, device_memory="100%", host_memory="0")
+    found = on_device(folder, PROMPTS, device_memory=smallest_budget(folder, "auto"), host_memory=host_memory)
+    assert found.logits_one.device.type != "cpu"
+    found.same_as(whole)

@@ -18,6 +18,7 @@ from pgmoe.bench.job import Answer, Job, Place, Traffic
 from pgmoe.engine.assembly import resolve_dtype
 from pgmoe.errors import ConfigError
 from pgmoe.experts.compute import apply_ffn
+from pgmoe.experts.expander import Expander
 from pgmoe.experts.grouping import TokenGroups
 from pgmoe.experts.stores.base import ExpertStore
 from pgmoe.experts.stores.disk import DiskStore
@@ -67,10 +68,11 @@ class Reader:
 class NoCacheExperts:
     """One layer's experts, see RoutedExperts."""
 
-    def __init__(self, index: int, layer: ExpertLayer, reader: Reader) -> None:
+    def __init__(self, index: int, layer: ExpertLayer, reader: Reader, expander: Expander) -> None:
         self._index = index
         self._layer = layer
         self._reader = reader
+        self._expander = expander
 
     def __call__(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """See RoutedExperts."""
@@ -81,7 +83,8 @@ class NoCacheExperts:
         for index, x_TD in groups.split(x_RD).items():
             expert = ExpertId(self._index, index)
             self._reader.read(expert)
-            weights = self._layer.layout.views(self._reader.slot, self._reader.store.starts(expert))
+            stored = self._layer.layout.views(self._reader.slot, self._reader.store.starts(expert))
+            weights = self._expander.weights(self._layer, stored)
             y_of[index].copy_(apply_ffn(self._layer.ffn, weights, x_TD))
         return groups.add_up(y_RD, top_k_weights)
 
@@ -97,7 +100,8 @@ class LoadedNoCache:
         self._model = loaded.model
         slot_bytes = max(layer.layout.slot_bytes for layer in loaded.layers)
         self._reader = Reader(DiskStore(loaded.layers), page_aligned(slot_bytes))
-        loaded.plug(lambda index, layer: NoCacheExperts(index, layer, self._reader))
+        expander = Expander(loaded.layers, self._device)
+        loaded.plug(lambda index, layer: NoCacheExperts(index, layer, self._reader, expander))
 
     def warm_up(self, job: Job) -> Answer:
         """See LoadedArm."""

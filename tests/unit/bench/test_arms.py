@@ -14,6 +14,7 @@ from pgmoe.bench.arms.peers import AccelerateArm, TransformersArm
 from pgmoe.bench.benchmarks import parse_arm
 from pgmoe.bench.job import Answer, Job, Place
 from pgmoe.errors import ConfigError
+from tests.conftest import QuantisedCheckpoints
 from tests.support.checkpoints import save_tiny
 
 NUM_LAYERS, NUM_EXPERTS, TOP_K = 3, 16, 4
@@ -98,3 +99,13 @@ def test_arms_by_name() -> None:
     assert parse_arm("grouped_mm") == TransformersArm("grouped_mm")
     with pytest.raises(ConfigError, match="unknown arm 'gruoped_mm'"):
         parse_arm("gruoped_mm")
+
+
+@pytest.mark.parametrize("kind", ["fp8 deepseek odd", "mxfp4 gpt_oss"])
+def test_quantised_experts_are_expanded_without_a_cache_as_with_one(
+    quantised: QuantisedCheckpoints, kind: str
+) -> None:
+    folder = quantised(kind)
+    place = Place(str(folder), "cpu", torch.get_num_threads(), "default", str(folder.parent))
+    job = Job(PROMPT, 5)
+    assert _answer(NoCacheArm(), place, job).tokens == _answer(EngineArm("resident"), place, job).tokens

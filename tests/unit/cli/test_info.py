@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from pgmoe.cli.main import app
 from pgmoe.errors import BudgetTooSmall, CheckpointError
 from pgmoe.models.loader import load_model, read_plan
-from tests.conftest import TinyCheckpoints
+from tests.conftest import QuantisedCheckpoints, TinyCheckpoints
 from tests.support.checkpoints import FAMILIES, tiny_config
 
 
@@ -30,12 +30,22 @@ def test_the_facts_are_those_of_the_model(tiny: TinyCheckpoints, family: str) ->
     plan = read_plan(str(folder))
     loaded = load_model(plan, dtype=torch.bfloat16, device=torch.device("cpu"))
     assert found["dtype"] == "bfloat16"
+    assert found["experts_stored_as"] == "plain"
     assert found["moe_layers"] == len(loaded.sockets)
     num_experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     assert found["experts_per_layer"] == (num_experts or getattr(config, "n_routed_experts", 8))
     assert found["dense_bytes"] == loaded.loaded_bytes
     stored = sum(t.nbytes for k, t in plan.checkpoint.tensors.items() if k not in plan.dense_keys)
     assert found["total_bytes"] == loaded.loaded_bytes + found["embedding_left_in_file_bytes"] + stored
+
+
+def test_quantised_experts_are_counted_as_they_are_stored(quantised: QuantisedCheckpoints) -> None:
+    found = info(quantised("mxfp4 gpt_oss"))
+    assert found["experts_stored_as"] == "mxfp4"
+    assert found["dtype"] == "bfloat16"
+    matrices, biases = (128 * 64 + 64 * 64), 128 + 64
+    assert found["expert_bytes"] == matrices // 2 + matrices // 32 + 2 * biases
+    assert info(quantised("fp8 deepseek in part"))["experts_stored_as"] == "fp8_block, plain"
 
 
 def test_every_budget_shown_is_what_it_buys(tiny: TinyCheckpoints) -> None:

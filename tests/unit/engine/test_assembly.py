@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,13 @@ def test_the_type_is_that_of_the_experts() -> None:
 def test_another_type_than_the_experts_is_refused_with_the_way_out() -> None:
     with pytest.raises(ConfigError, match=r"'bfloat16': the experts are stored as float32 .* use dtype auto"):
         resolve_dtype("bfloat16", (layer(torch.float32),))
+
+
+def test_another_type_than_quantised_experts_are_expanded_to_is_refused() -> None:
+    quantised = replace(layer(torch.uint8), encoding="mxfp4", expanded=torch.bfloat16)
+    assert resolve_dtype("auto", (quantised, layer(torch.bfloat16))) == torch.bfloat16
+    with pytest.raises(ConfigError, match=r"'float32': quantised experts are computed in bfloat16, .* auto"):
+        resolve_dtype("float32", (quantised,))
 
 
 def test_layers_of_several_types_are_refused() -> None:

@@ -15,9 +15,10 @@ from transformers.core_model_loading import Concatenate, MergeModulelist, Weight
 from pgmoe.errors import CheckpointError, CorruptCheckpoint, UnsupportedModel
 from pgmoe.layout import ExpertLayer
 from pgmoe.models.loader import read_plan
-from tests.conftest import TinyCheckpoints
+from tests.conftest import QuantisedCheckpoints, TinyCheckpoints
 from tests.support.checkpoints import ENCODER_DECODER_FAMILIES, FAMILIES
 from tests.support.damage import edit_config, edit_weights
+from tests.support.quantised import KINDS
 
 EXPERT = "model.layers.1.block_sparse_moe.experts.5"
 Weights = dict[str, Tensor]
@@ -82,6 +83,60 @@ def test_planned_bytes_are_the_tensors_of_each_expert(
             assert planned["down"] == as_bytes(weights[f"{prefix}.{down}.weight"])
             num_experts += 1
     assert num_experts == len([k for k in weights if k.endswith(f".{up}.weight") and "expert_" in k])
+
+
+def stored_pieces(weights: Weights, name: str, expert: int, tensor: str) -> list[Tensor]:
+    """The checkpoint's tensors for one of an expert's in the plan, one after another."""
+    end = "_scale_inv" if tensor.endswith("_scale") else ""
+    base = tensor.removesuffix("_scale")
+    if f"{name}.gate_up_proj_blocks" in weights:  # gpt_oss
+        fused = {"up": "gate_up_proj", "down": "down_proj"}
+        behind = {"up": "_blocks", "up_scale": "_scales", "up_bias": "_bias"}
+        behind |= {k.replace("up", "down"): v for k, v in behind.items()}
+        return [weights[f"{name}.{fused[base.removesuffix('_bias')]}{behind[tensor]}"][expert]]
+    names = {"up": ("gate_proj", "up_proj"), "down": ("down_proj",)}[base]
+    return [weights[f"{name}.{expert}.{n}.weight{end}"] for n in names]
+
+
+@pytest.mark.parametrize("max_shard_size", ["1GB", "100KB"])
+@pytest.mark.parametrize("kind", ["fp8 deepseek odd", "fp8 deepseek in part", "mxfp4 gpt_oss"])
+def test_quantised_experts_are_planned_as_they_are_stored(
+    quantised: QuantisedCheckpoints, kind: str, max_shard_size: str
+) -> None:
+    folder = quantised(kind, max_shard_size)
+    weights = {k: t for path in folder.glob("*.safetensors") for k, t in load_file(path).items()}
+    for layer in read_plan(str(folder)).layers:
+        for expert in range(layer.num_experts):
+            planned = planned_bytes(layer, expert)
+            for region in layer.layout.regions:
+                pieces = stored_pieces(weights, layer.name, expert, region.name)
+                assert {piece.dtype for piece in pieces} == {region.dtype}
+                assert planned[region.name] == b"".join(map(as_bytes, pieces))
+
+
+def test_a_layers_encoding_types_and_shapes_are_its_own(quantised: QuantisedCheckpoints) -> None:
+    first, last = read_plan(str(quantised("fp8 deepseek in part"))).layers
+    assert (first.encoding, last.encoding) == ("fp8_block", "plain")
+    assert {r.name: (r.shape, r.dtype) for r in first.layout.regions} == {
+        "up": ((288, 200), torch.float8_e4m3fn),
+        "up_scale": ((2, 2, 2), torch.float32),
+        "down": ((200, 144), torch.float8_e4m3fn),
+        "down_scale": ((1, 2, 2), torch.float32),
+    }
+    assert {r.name: r.dtype for r in last.layout.regions} == {"up": torch.bfloat16, "down": torch.bfloat16}
+    assert (first.dtype, last.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert first.up_width == last.up_width == 288
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_experts_and_dense_weights_share_out_a_quantised_checkpoint(
+    quantised: QuantisedCheckpoints, kind: str
+) -> None:
+    plan = read_plan(str(quantised(kind)))
+    dense = sum(plan.checkpoint.tensors[key].nbytes for key in plan.dense_keys)
+    extents = [e for layer in plan.layers for experts in layer.extents for e in experts]
+    whole = sum(tensor.nbytes for tensor in plan.checkpoint.tensors.values())
+    assert dense + sum(e.nbytes for e in extents) == whole
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -123,12 +123,25 @@ def test_pickled_weights_are_refused_with_the_way_out(folder: Path) -> None:
     assert "convert them to safetensors" in refusal(folder, UnsupportedModel)
 
 
-@pytest.mark.parametrize(
-    ("value", "name"), [({"quant_method": "fp8"}, "fp8"), ({}, "None"), ("mxfp4", "mxfp4")]
-)
-def test_a_quantised_checkpoint_is_refused(folder: Path, value: Any, name: str) -> None:
-    edit_config(folder, quantization_config=value)
-    assert f"quantised checkpoint ({name})" in refusal(folder, UnsupportedModel)
+QUANTISED: dict[str, tuple[Any, str]] = {
+    "another method": ({"quant_method": "gptq", "bits": 4}, "quantised by 'gptq'"),
+    "no method": ({}, r"quantised by {}"),
+    "no object": ("mxfp4", "quantised by 'mxfp4'"),
+    "fp8 without blocks": ({"quant_method": "fp8"}, "weight_block_size None"),
+    "fp8 in other blocks": (
+        {"quant_method": "fp8", "weight_block_size": [1, 32]},
+        r"weight_block_size [1, 32]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", QUANTISED)
+def test_a_quantisation_that_is_not_served_is_named_with_those_that_are(folder: Path, case: str) -> None:
+    entry, said = QUANTISED[case]
+    edit_config(folder, quantization_config=entry)
+    message = refusal(folder, UnsupportedModel)
+    assert said in message
+    assert "served are fp8 in blocks of 128 x 128, mxfp4, and float32" in message
 
 
 def test_an_empty_quantisation_entry_means_none(folder: Path) -> None:
