@@ -118,6 +118,19 @@ def gpu(
 
 
 @app.command()
+def policies(
+    trace: Annotated[list[Path], typer.Argument(help="Traces that `pgmoe trace` wrote.")],
+    out: Out = RESULTS / "policies",
+) -> None:
+    """Cache policies' misses over the offline optimum's, on half of the prompts of each trace."""
+    from pgmoe.bench.policies import compare_policies, render
+
+    result = compare_policies(trace)
+    typer.echo(render(result))
+    typer.echo(f"written to {result.save(out)}", err=True)
+
+
+@app.command()
 def compare(
     model: Annotated[Path, typer.Argument(help="Checkpoint folder of a decoder.")],
     arm: Annotated[

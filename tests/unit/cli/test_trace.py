@@ -54,6 +54,17 @@ def test_the_budget_does_not_change_what_is_recorded(tiny_chat: Path, tmp_path: 
     assert tight == whole
 
 
+def test_what_the_next_routers_would_choose_is_recorded_at_any_budget(
+    tiny_chat: Path, tmp_path: Path
+) -> None:
+    for budget in ("100%", "50%"):
+        for step in record(tiny_chat, tmp_path / "t.parquet", "--device-memory", budget).steps:
+            first, *later = step.layers
+            assert first.predicted == ()
+            for traced in later:
+                assert [len(row) for row in traced.predicted] == [len(row) for row in traced.ids]
+
+
 def test_prompts_that_take_turns_are_recorded_in_turns(tiny_chat: Path, tmp_path: Path) -> None:
     trace = record(tiny_chat, tmp_path / "t.parquet", "--at-once", "2")
     first, second = (step.sequence for step in trace.steps[:2])

@@ -193,7 +193,7 @@ class PlainProspect:
         ago = [len(turns) - 1 - turn for turn, used in enumerate(turns) if expert in used]
         long = sum(0.02 * 0.98**turn for turn in ago)
         short = sum(0.3 * 0.7**turn for turn in ago)
-        chance = 0.3 * short + 0.7 * long
+        chance = 0.2 * short + 0.8 * long
         if self.guesses.get(expert) == len(turns):
             chance = max(chance, 0.5)
         ahead = (expert.layer - self.layer) % self.num_layers
