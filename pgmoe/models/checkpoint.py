@@ -115,7 +115,7 @@ class Checkpoint:
             raise CorruptCheckpoint(
                 f"{folder}: {len(lost)} tensors of {INDEX} are in no shard, e.g. {lost[0]}; copy it again"
             )
-        return cls(folder, config, tensors, encoding)
+        return cls(folder, config, tensors, encoding=encoding)
 
 
 def resolve_folder(model: str, *, weights: bool = True) -> Path:
