@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pgmoe.cli.console import bytes_bar
-from pgmoe.cli.options import Device, DeviceMemory, HostMemory, Json, MaxTokens, Model
+from pgmoe.cli.options import Device, DeviceMemory, Gating, HostMemory, Json, MaxTokens, Model, Policy
 from pgmoe.errors import InvalidRequest, PromptTooLong
 from pgmoe.units import format_bytes
 
@@ -38,6 +38,8 @@ def generate(
     prompt: Annotated[str, typer.Option(help="What to answer or go on from; - reads standard input.")],
     device_memory: DeviceMemory = "100%",
     host_memory: HostMemory = "auto",
+    gating: Gating = "speculative",
+    policy: Policy = "prospect",
     device: Device = "auto",
     max_tokens: MaxTokens = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -66,7 +68,15 @@ def generate(
     text = _read_stdin() if prompt == "-" else prompt
     begin = time.perf_counter()
     with bytes_bar(f"Loading {model}") as bar:
-        llm = LLM(model, progress=bar, device=device, device_memory=device_memory, host_memory=host_memory)
+        llm = LLM(
+            model,
+            progress=bar,
+            device=device,
+            device_memory=device_memory,
+            host_memory=host_memory,
+            gating=gating,
+            policy=policy,
+        )
     with llm:
         load_s = time.perf_counter() - begin
         answer, speed = _follow(_stream(llm, text, params, raw=raw), load_s, echo=not as_json)

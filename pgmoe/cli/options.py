@@ -15,6 +15,11 @@ HostMemory = Annotated[
     str,
     typer.Option(help="RAM for copies of experts: auto, 0 (all from disk), 600MiB, or 50% of the experts."),
 ]
+Gating = Annotated[
+    str,
+    typer.Option(help="How coming experts are known: speculative, statistical, on_demand, prefetch_all."),
+]
+Policy = Annotated[str, typer.Option(help="Who loses its slot: prospect, lru, lfu, lifo.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 MaxTokens = Annotated[
     int | None, typer.Option(min=1, help="Most tokens to generate; 256, or what fits, if not given.")
