@@ -59,7 +59,7 @@ class ExpertPool:
         self._under_way: dict[ExpertId, Transfer] = {}
         self._unproven: set[ExpertId] = set()
         """Ordered before they were asked for, and not used yet."""
-        self._warmth = Warmth(len(layers))
+        self._warmth = Warmth()
         self._leased = False
         stats.slots = arena.num_slots
 

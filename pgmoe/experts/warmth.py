@@ -1,4 +1,4 @@
-"""Whom a guess may not push out: experts used lately, and those that a coming layer is expected to use."""
+"""Whom a guess may not push out: experts in use, and those that a coming layer is expected to use."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pgmoe.layout import ExpertId
 
 
 class Warmth:
-    """Counts layers' turns. An expert is cold once every layer has had a turn since its last use."""
+    """Counts layers' turns. An expert is cold once the turn in which it was last used is over.
 
-    def __init__(self, num_layers: int) -> None:
-        self._lag = num_layers
+    The policy chooses among the cold ones. Sparing those of earlier turns as well was tried: a policy that looks
+    forward evicts first what has just been used, as its layer's next turn is the furthest away.
+    """
+
+    def __init__(self) -> None:
         self._turn = 0
         self._last_use: dict[ExpertId, int] = {}
         self._expected: dict[int, frozenset[ExpertId]] = {}
@@ -32,9 +35,8 @@ class Warmth:
         self._expected[layer] = frozenset(experts)
 
     def is_cold(self, expert: ExpertId) -> bool:
-        """Not used in this turn nor in the last turn of any layer."""
-        last = self._last_use.get(expert)
-        return last is None or self._turn - last > self._lag
+        """Not used in this turn."""
+        return self._last_use.get(expert) != self._turn
 
 
 class _Expected:
