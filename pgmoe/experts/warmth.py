@@ -11,7 +11,7 @@ class Warmth:
     """Counts layers' turns. An expert is cold once every layer has had a turn since its last use."""
 
     def __init__(self, num_layers: int) -> None:
-        self._lag = num_layers
+        self._num_layers = num_layers
         self._turn = 0
         self._last_use: dict[ExpertId, int] = {}
         self._expected: dict[int, frozenset[ExpertId]] = {}
@@ -34,7 +34,7 @@ class Warmth:
     def is_cold(self, expert: ExpertId) -> bool:
         """Not used in this turn nor in the last turn of any layer."""
         last = self._last_use.get(expert)
-        return last is None or self._turn - last > self._lag
+        return last is None or self._turn - last > self._num_layers
 
 
 class _Expected:
