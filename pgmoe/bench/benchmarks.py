@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pgmoe.bench.arms.base import Arm
 from pgmoe.bench.arms.engine import EngineArm
@@ -11,6 +12,7 @@ from pgmoe.bench.arms.no_cache import NoCacheArm
 from pgmoe.bench.arms.peers import AccelerateArm, TransformersArm
 from pgmoe.bench.job import Job
 from pgmoe.bench.result import Pair
+from pgmoe.bench.small_model import PROMPTS
 from pgmoe.errors import ConfigError
 from pgmoe.models.chat_template import ChatMessage, ChatTemplate
 from pgmoe.models.checkpoint import Checkpoint
@@ -23,6 +25,11 @@ RANDOM_STREAM = (
     "prompt and answer are a fixed uniformly random stream of tokens (seed 0), fed to every arm by the same "
     "loop over its model; `tokens` compares the most probable token at each position"
 )
+TEXT = (
+    "prompt and answer are beginnings of documents that training has not seen, one after another, fed to "
+    "every arm by the same loop"
+)
+CHAT = f"the default model's greedy answer to {CHAT_PROMPT!r} in its chat template"
 RESIDENT = EngineArm("pgmoe, resident")
 QUARTER = EngineArm("pgmoe, 25%", "25%")
 NO_CACHE = NoCacheArm()
@@ -45,16 +52,11 @@ class Benchmark:
 
 def default_model(folder: str, num_tokens: int) -> Benchmark:
     """The default model's own greedy answer to a chat prompt."""
-    tokenizer = load_tokenizer(Checkpoint.open(folder).folder)
-    if tokenizer is None:
-        raise ConfigError(f"{folder} has no tokenizer; build the model with `pgmoe default-model`")
-    prompt = ChatTemplate(tokenizer).render([ChatMessage("user", CHAT_PROMPT)])
-    ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
     return Benchmark(
         name="default-model",
         arms=(RESIDENT, QUARTER, EAGER, GROUPED, ACCELERATE, ACCELERATE_WARM),
-        job=Job(tuple(ids), num_tokens),
-        workload=f"the default model's greedy answer to {CHAT_PROMPT!r} in its chat template",
+        job=chat_job(folder, num_tokens),
+        workload=CHAT,
         pairs=tuple(Pair(a, b) for a, b in [
             (RESIDENT.name, EAGER.name),
             (RESIDENT.name, GROUPED.name),
@@ -103,6 +105,35 @@ def custom(folder: str, arms: Sequence[Arm], num_tokens: int) -> Benchmark:
         workload=f"{folder.rstrip('/').rpartition('/')[2]}; {RANDOM_STREAM}",
         pairs=tuple(Pair(arm.name, arms[0].name) for arm in arms[1:]),
     )
+
+
+def chat_job(folder: str, num_tokens: int) -> Job:
+    """A chat prompt that the model answers itself. Raises ConfigError for a model without tokenizer."""
+    tokenizer = load_tokenizer(Checkpoint.open(folder).folder)
+    if tokenizer is None:
+        raise ConfigError(f"{folder} has no tokenizer; build the model with `pgmoe default-model`")
+    prompt = ChatTemplate(tokenizer).render([ChatMessage("user", CHAT_PROMPT)])
+    ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
+    return Job(tuple(ids), num_tokens)
+
+
+def text_job(folder: str, num_tokens: int) -> Job:
+    """A forced answer of the documents' beginnings that lie with a small model, one after another.
+
+    Raises ConfigError if they are missing or too few.
+    """
+    path = Path(folder) / PROMPTS
+    tokenizer = load_tokenizer(Path(folder))
+    if tokenizer is None or not path.is_file():
+        raise ConfigError(
+            f"{folder} has no tokenizer and {PROMPTS}; `pgmoe bench small-moe` makes such a model"
+        )
+    ids: list[int] = tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=False)
+    if len(ids) < PROMPT_TOKENS + num_tokens:
+        raise ConfigError(
+            f"{path} has {len(ids)} tokens, {PROMPT_TOKENS + num_tokens} are needed; ask for fewer"
+        )
+    return Job(tuple(ids[:PROMPT_TOKENS]), num_tokens, tuple(ids[PROMPT_TOKENS : PROMPT_TOKENS + num_tokens]))
 
 
 def random_job(folder: str, num_tokens: int) -> Job:

@@ -25,6 +25,11 @@ class Series:
     """Cold starts, each of a fresh process while no other arm was loaded."""
     rounds: tuple[Measured, ...]
 
+    @property
+    def speeds(self) -> list[float]:
+        """Decode tokens/s of each round."""
+        return [m.answer.tokens_per_s for m in self.rounds]
+
 
 def compare(
     arms: Sequence[Arm],
@@ -33,14 +38,18 @@ def compare(
     num_rounds: int,
     progress: Progress,
     cold_starts: Mapping[str, int] | None = None,
+    limits: Mapping[str, int] | None = None,
+    before_round: Callable[[], None] = lambda: None,
 ) -> tuple[Series, ...]:
     """Load every arm in its own process, warm each up, and give each the job once a round.
 
     All stay loaded and idle while another one works, so a change of the machine's speed during the run
     meets all alike. Before that, arms named in `cold_starts` are loaded so many times alone: what one process
     has mapped of the checkpoint's files cannot be dropped from the page cache for the next.
-    Raises PgmoeError if an arm fails.
+    `limits` are bytes of memory by arm; where one is named it counts in all its processes. `before_round` is
+    called at the start of each. Raises PgmoeError if an arm fails.
     """
+    limit_of = dict(limits or {})
     num_loads = dict(cold_starts or {})
     steps = _Steps(progress, total=sum(num_loads.values()) + len(arms) * (2 + num_rounds))
     loads: dict[str, list[Load]] = {arm.name: [] for arm in arms}
@@ -48,17 +57,18 @@ def compare(
     for arm in arms:
         for _ in range(num_loads.get(arm.name, 0)):
             steps.begin(f"cold start of {arm.name}")
-            with Worker(arm, place) as worker:
+            with Worker(arm, place, limit_of.get(arm.name)) as worker:
                 loads[arm.name].append(worker.loaded())
     with ExitStack() as stack:
         workers = []
         for arm in arms:
             steps.begin(f"loading {arm.name}")
-            workers.append(stack.enter_context(Worker(arm, place)))
+            workers.append(stack.enter_context(Worker(arm, place, limit_of.get(arm.name))))
             workers[-1].loaded()
             steps.begin(f"warming up {arm.name}")
             workers[-1].measure(job.first(WARM_UP_TOKENS))
         for number in range(num_rounds):
+            before_round()
             for worker in workers:
                 steps.begin(f"round {number + 1}: {worker.arm.name}")
                 rounds[worker.arm.name].append(worker.measure(job))

@@ -51,6 +51,12 @@ class Traffic:
     misses: int
     num_bytes: int
     stall_s: float
+    useful_bytes: int = 0
+    """Of experts read before they were asked for: those that were ready in time."""
+    late_bytes: int = 0
+    """Asked for while still on their way."""
+    wasted_bytes: int = 0
+    """Evicted unused."""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from pgmoe.memory import page_aligned
+from pgmoe.bench.disk_rate import read_rate
+from pgmoe.bench.page_cache import largest
 
 BLOCK_BYTES = 4 * 2**20
 NUM_BLOCKS = 64
@@ -42,6 +41,7 @@ class Machine:
 def describe_machine(files: Sequence[Path]) -> Machine:
     """Look at this machine and read 256 MiB of `files`."""
     processor, flags = _processor()
+    rate = read_rate(largest(files), 1, BLOCK_BYTES, NUM_BLOCKS * BLOCK_BYTES)
     return Machine(
         processor=processor,
         num_cores=len(os.sched_getaffinity(0)),
@@ -51,7 +51,7 @@ def describe_machine(files: Sequence[Path]) -> Machine:
         python=platform.python_version(),
         libraries={name: version(name) for name in _LIBRARIES},
         accelerator=_accelerator(),
-        disk_bytes_per_s=_disk_speed(max(files, key=lambda path: path.stat().st_size)),
+        disk_bytes_per_s=rate.bytes_per_s if rate else None,
     )
 
 
@@ -69,22 +69,3 @@ def _accelerator() -> str | None:
         return None
     backend = torch.get_device_module(torch.accelerator.current_accelerator())
     return str(backend.get_device_name()) if hasattr(backend, "get_device_name") else backend.__name__
-
-
-def _disk_speed(path: Path) -> float | None:
-    num_places = path.stat().st_size // BLOCK_BYTES
-    if not num_places:
-        return None
-    buffer = page_aligned(BLOCK_BYTES).numpy().data
-    draw = random.Random(0)
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
-    except OSError:  # this file system has no O_DIRECT
-        return None
-    try:
-        begin = time.perf_counter()
-        for _ in range(NUM_BLOCKS):
-            os.preadv(descriptor, [buffer], draw.randrange(num_places) * BLOCK_BYTES)
-        return NUM_BLOCKS * BLOCK_BYTES / (time.perf_counter() - begin)
-    finally:
-        os.close(descriptor)

@@ -21,3 +21,8 @@ def drop_from_page_cache(paths: Iterable[str | Path]) -> None:
 def weight_files(folder: str | Path) -> list[Path]:
     """The safetensors files of a checkpoint."""
     return sorted(Path(folder).glob("*.safetensors"))
+
+
+def largest(files: Iterable[Path]) -> Path:
+    """The one with the most bytes, to measure a disk with."""
+    return max(files, key=lambda path: path.stat().st_size)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgmoe.bench.report import speeds
 from pgmoe.bench.result import Result
 from pgmoe.bench.statistics import Spread
 from pgmoe.errors import ConfigError
@@ -27,7 +26,7 @@ def plot(result: Result, path: Path) -> None:
     figure = Figure(figsize=(9.5, 1.3 + 0.45 * len(names)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     colours = [OURS if name.startswith("pgmoe") else OTHERS for name in names]
-    _bars(left, [Spread.of(speeds(s)) for s in result.series], colours, "tokens/s")
+    _bars(left, [Spread.of(s.speeds) for s in result.series], colours, "tokens/s")
     memory = [s.rounds[-1].memory for s in result.series]
     _bars(right, [Spread.of([m.rss_bytes / 1e9]) for m in memory], colours, "GB")
     files = [m.file_bytes / 1e9 for m in memory]

@@ -1,13 +1,14 @@
-"""A result as Markdown."""
+"""Arms beside each other as Markdown."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
 
 from pgmoe.bench.compare import Series
-from pgmoe.bench.machine import Machine
 from pgmoe.bench.result import Result
 from pgmoe.bench.statistics import Spread, first_difference, paired_ratio
+from pgmoe.bench.tables import conditions, gb, heading, table
 from pgmoe.units import format_bytes
 
 _COLUMNS = (
@@ -26,50 +27,31 @@ _COLUMNS = (
 
 def render(result: Result) -> str:
     """Tables of speeds, ratios and loads, and the conditions they hold under."""
-    dirty = ", with uncommitted changes" if result.commit.endswith("+") else ""
     return "\n\n".join(
         [
-            f"### {result.name}, {result.date[:10]}, commit {result.commit.rstrip('+')}{dirty}",
-            _table(_COLUMNS, [_speed_row(result, s) for s in result.series]),
+            heading(result),
+            table(_COLUMNS, [_speed_row(result, s) for s in result.series]),
             _ratios(result),
             *([f"> {result.texts[0]}".replace("\n", "\n> ")] if result.texts else []),
             *_cold_starts(result),
-            "\n".join(f"- {key}: {value}" for key, value in result.conditions.items()),
-            _machine(result.machine),
+            conditions(result),
         ]
     )
 
 
-def speeds(series: Series) -> list[float]:
-    """Decode tokens/s of each round."""
-    return [m.answer.tokens_per_s for m in series.rounds]
+def traffic_cells(series: Series) -> list[str]:
+    """Hit rate, bytes read per token and share of time waited; empty where the arm counts none."""
+    counted = [(m.answer.traffic, m.answer) for m in series.rounds if m.answer.traffic is not None]
+    if not counted:
+        return ["", "", ""]
+    hits = median(t.hits / max(t.hits + t.misses, 1) for t, _ in counted)
+    read = median(t.num_bytes / (len(a.tokens) - 1) for t, a in counted)
+    waited = median(t.stall_s / a.decode_s for t, a in counted)
+    return [f"{hits:.1%}", format_bytes(int(read)), f"{waited:.0%}"]
 
 
-def _table(columns: tuple[str, ...], rows: list[list[str]]) -> str:
-    lines = [list(columns), ["---", *(["--:"] * (len(columns) - 1))], *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def _speed_row(result: Result, series: Series) -> list[str]:
-    answers = [m.answer for m in series.rounds]
-    cells = [series.name, Spread.of(speeds(series)).text(2)]
-    cells.append(Spread.of([a.first_token_s for a in answers]).text(2))
-    traffic = [a.traffic for a in answers if a.traffic is not None]
-    if traffic:
-        hits = median(t.hits / max(t.hits + t.misses, 1) for t in traffic)
-        read = median(t.num_bytes for t in traffic) / (len(answers[0].tokens) - 1)
-        waited = median(t.stall_s / a.decode_s for t, a in zip(traffic, answers, strict=True))
-        cells += [f"{hits:.1%}", format_bytes(int(read)), f"{waited:.0%}"]
-    else:
-        cells += ["", "", ""]
-    last = series.rounds[-1].memory
-    sizes = [last.rss_bytes, last.file_bytes, last.peak_rss_bytes]
-    return [*cells, *(_gb(size) for size in sizes), _agreement(result, series)]
-
-
-def _agreement(result: Result, series: Series) -> str:
-    """How the arm's tokens in every round compare to the first arm's in its first."""
-    expected = result.series[0].rounds[0].answer.tokens
+def agreement(series: Series, expected: Sequence[int]) -> str:
+    """How the arm's tokens in every round compare to these."""
     found = [first_difference(m.answer.tokens, expected) for m in series.rounds]
     differing = [position for position in found if position is not None]
     length = len(series.rounds[0].answer.tokens)
@@ -78,10 +60,24 @@ def _agreement(result: Result, series: Series) -> str:
     return f"{length}, differ from number {min(differing) + 1}"
 
 
+def _speed_row(result: Result, series: Series) -> list[str]:
+    first_token = Spread.of([m.answer.first_token_s for m in series.rounds])
+    last = series.rounds[-1].memory
+    sizes = [last.rss_bytes, last.file_bytes, last.peak_rss_bytes]
+    return [
+        series.name,
+        Spread.of(series.speeds).text(2),
+        first_token.text(2),
+        *traffic_cells(series),
+        *(gb(size) for size in sizes),
+        agreement(series, result.series[0].rounds[0].answer.tokens),
+    ]
+
+
 def _ratios(result: Result) -> str:
     lines = []
     for pair in result.pairs:
-        ratio = paired_ratio(speeds(result.of(pair.arm)), speeds(result.of(pair.baseline)))
+        ratio = paired_ratio(result.of(pair.arm).speeds, result.of(pair.baseline).speeds)
         lines.append(f"- **{pair.arm}** decodes {ratio.text(2)} times as fast as **{pair.baseline}**")
     return "\n".join(lines)
 
@@ -89,27 +85,10 @@ def _ratios(result: Result) -> str:
 def _cold_starts(result: Result) -> list[str]:
     loaded = [s for s in result.series if s.loads]
     columns = ("cold start", "s", "peak RSS", "times")
-    return [_table(columns, [_load_row(s) for s in loaded])] if loaded else []
+    return [table(columns, [_load_row(s) for s in loaded])] if loaded else []
 
 
 def _load_row(series: Series) -> list[str]:
     seconds = Spread.of([load.seconds for load in series.loads])
     peak = max(load.memory.peak_rss_bytes for load in series.loads)
-    return [series.name, seconds.text(2), _gb(peak), str(len(series.loads))]
-
-
-def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB"
-
-
-def _machine(machine: Machine) -> str:
-    disk = machine.disk_bytes_per_s
-    parts = [
-        f"{machine.num_cores} cores of {machine.processor} ({', '.join(machine.flags)})",
-        f"{machine.ram_bytes / 2**30:.0f} GiB RAM",
-        f"accelerator: {machine.accelerator or 'none'}",
-        "disk: no direct reads" if disk is None else f"disk: {disk / 1e9:.2f} GB/s in direct reads of 4 MiB",
-        f"Linux {machine.kernel}, Python {machine.python}",
-        ", ".join(f"{name} {number}" for name, number in machine.libraries.items()),
-    ]
-    return "Machine: " + "; ".join(parts) + "."
+    return [series.name, seconds.text(2), gb(peak), str(len(series.loads))]

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 import pgmoe
 from pgmoe.bench.compare import Series
 from pgmoe.bench.machine import Machine
-from pgmoe.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Result:
-    """Conditions and rows of one run."""
+class Record:
+    """What every result file says, whatever was measured."""
 
     name: str
     date: str
@@ -36,6 +35,19 @@ class Result:
     machine: Machine
     conditions: dict[str, str]
     """What was run and how, in words."""
+
+    def save(self, folder: Path) -> Path:
+        """Write `<name>-<day>-<commit>.json` and return its path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.name}-{self.date[:10]}-{self.commit.rstrip('+')}.json"
+        path.write_bytes(TypeAdapter(type(self)).dump_json(self) + b"\n")
+        return path
+
+
+@dataclass(frozen=True)
+class Result(Record):
+    """Arms beside each other: conditions and rows of one run."""
+
     pairs: tuple[Pair, ...]
     series: tuple[Series, ...]
     texts: tuple[str, ...] | None = None
@@ -44,28 +56,6 @@ class Result:
     def of(self, arm: str) -> Series:
         """The series of this arm."""
         return next(s for s in self.series if s.name == arm)
-
-    def save(self, folder: Path) -> Path:
-        """Write `<name>-<day>-<commit>.json` and return its path."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.name}-{self.date[:10]}-{self.commit.rstrip('+')}.json"
-        path.write_bytes(_ADAPTER.dump_json(self) + b"\n")
-        return path
-
-    @classmethod
-    def load(cls, path: Path) -> Result:
-        """Read what `save` wrote. Raises ConfigError for anything else."""
-        try:
-            return _ADAPTER.validate_json(path.read_bytes())
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}") from error
-        except ValidationError as error:
-            raise ConfigError(
-                f"{path} is not a result of this version's `pgmoe bench` ({error.error_count()} faults)"
-            ) from None
-
-
-_ADAPTER = TypeAdapter(Result)
 
 
 def now() -> str:

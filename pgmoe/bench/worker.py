@@ -1,19 +1,16 @@
-"""One arm in a process of its own, whose memory is then its own: the parent's handle, the child's loop."""
+"""One arm in a process of its own, whose memory is then its own."""
 
 from __future__ import annotations
 
 import multiprocessing
-import time
-import traceback
-from contextlib import suppress
-from multiprocessing.connection import Connection
+import pickle
+from contextlib import ExitStack, suppress
 from types import TracebackType
 
-import torch
-
-from pgmoe.bench.arms.base import Arm, LoadedArm
-from pgmoe.bench.job import Failed, Job, Load, Measured, Memory, Place
-from pgmoe.bench.page_cache import drop_from_page_cache, weight_files
+from pgmoe.bench.arms.base import Arm
+from pgmoe.bench.control_group import memory_limit
+from pgmoe.bench.job import Failed, Job, Load, Measured, Place
+from pgmoe.bench.worker_process import serve
 from pgmoe.errors import PgmoeError
 
 STOP_TIMEOUT_S = 30.0
@@ -22,13 +19,20 @@ STOP_TIMEOUT_S = 30.0
 class Worker:
     """Starts an arm's process; while nobody asks, that process sleeps."""
 
-    def __init__(self, arm: Arm, place: Place) -> None:
-        """Start loading. Use as a context manager, or the process stays."""
+    def __init__(self, arm: Arm, place: Place, limit_bytes: int | None = None) -> None:
+        """Start loading, within a memory limit if one is given. Use as a context manager, or it all stays.
+
+        The limit counts the process's memory and its page cache. Raises ConfigError where none can be set.
+        """
         self.arm = arm
+        self._group = ExitStack()
+        limit = self._group.enter_context(memory_limit(limit_bytes)) if limit_bytes is not None else None
         # A spawned process has loaded nothing yet: the peak of its memory is the arm's.
         context = multiprocessing.get_context("spawn")
         self._connection, childs_end = context.Pipe()
-        self._process = context.Process(target=_serve, args=(arm, place, childs_end), daemon=True)
+        self._process = context.Process(
+            target=serve, args=(pickle.dumps(arm), place, limit, childs_end), daemon=True
+        )
         self._process.start()
         childs_end.close()
 
@@ -55,6 +59,7 @@ class Worker:
             self._process.kill()
             self._process.join()
         self._connection.close()
+        self._group.close()
 
     def __enter__(self) -> Worker:
         return self
@@ -76,44 +81,3 @@ class Worker:
         if isinstance(answer, Failed):
             raise PgmoeError(f"arm {self.arm.name!r}: {answer.message}\n{answer.trace}")
         return answer
-
-
-def read_memory(device: str) -> Memory:
-    """This process's memory now."""
-    kib = {}
-    with open("/proc/self/status", encoding="ascii") as table:
-        for line in table:
-            key, _, value = line.partition(":")
-            if key in ("VmRSS", "RssFile", "VmHWM"):
-                kib[key] = int(value.split()[0])
-    on_device = None
-    if torch.device(device).type != "cpu":
-        on_device = int(torch.get_device_module(torch.device(device)).max_memory_allocated())
-    return Memory(kib["VmRSS"] * 1024, kib["RssFile"] * 1024, kib["VmHWM"] * 1024, on_device)
-
-
-def _serve(arm: Arm, place: Place, connection: Connection) -> None:
-    """The child: load, then a job at a time until None comes."""
-    try:
-        drop_from_page_cache(weight_files(place.model))
-        begin = time.perf_counter()
-        loaded = arm.open(place)
-        seconds = time.perf_counter() - begin
-        try:
-            connection.send(Load(seconds, read_memory(place.device)))
-            _work(loaded, place, connection)
-        finally:
-            loaded.close()
-    except (EOFError, BrokenPipeError):  # the parent is gone
-        return
-    except Exception as error:  # whatever happened, the parent must hear of it
-        connection.send(Failed(f"{type(error).__name__}: {error}", traceback.format_exc()))
-
-
-def _work(loaded: LoadedArm, place: Place, connection: Connection) -> None:
-    do = loaded.warm_up
-    while (job := connection.recv()) is not None:
-        drop_from_page_cache([*weight_files(place.model), *loaded.files()])
-        answer = do(job)
-        connection.send(Measured(answer, read_memory(place.device)))
-        do = loaded.answer

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from pgmoe.cli.console import bytes_bar, steps_bar
+from pgmoe.cli.bench_memory import curve, prefetch, reads
+from pgmoe.cli.bench_options import RESULTS, Folder, Out, Rounds, Threads, Tokens, make_random, measure
+from pgmoe.cli.console import steps_bar
 from pgmoe.cli.default_model import FOLDER_NAME, build_if_missing, cache_folder
 
-if TYPE_CHECKING:
-    from pgmoe.bench.benchmarks import Benchmark
-    from pgmoe.bench.random_model import OlmoeShape
-
 app = typer.Typer(help="Measure engines beside each other on one checkpoint.", no_args_is_help=True)
+app.command()(curve)
+app.command()(prefetch)
+app.command()(reads)
 
-Rounds = Annotated[int, typer.Option(min=1, help="Times that every arm is measured, in turns.")]
-Tokens = Annotated[int, typer.Option(min=9, help="Tokens of each answer.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Compute threads of every arm; torch's choice.")]
-Out = Annotated[Path, typer.Option(help="Folder for the result file.")]
-Folder = Annotated[Path | None, typer.Option(help="Folder of the checkpoint; it is made there if missing.")]
 ResultFile = Annotated[Path, typer.Argument(help="A result file of this command.")]
-RESULTS = Path("benchmarks/results")
 
 
 @app.command()
@@ -40,7 +34,7 @@ def default_model(
 
     model = folder or cache_folder() / FOLDER_NAME
     build_if_missing(model)
-    _measure(benchmarks.default_model(str(model), tokens), model, "cpu", threads, rounds, out)
+    measure(benchmarks.default_model(str(model), tokens), model, "cpu", threads, rounds, out)
 
 
 @app.command()
@@ -61,10 +55,10 @@ def olmoe_like(
 
     shape, suffix = replace(OLMOE_HALF, embedding_spread=spread), "" if spread == 1 else f"-{spread:g}"
     model = folder or cache_folder() / "bench" / f"olmoe-half{suffix}"
-    _make_random(model, shape, "cpu")
+    make_random(model, shape, "cpu")
     benchmark = benchmarks.olmoe_like(str(model), shape.text(), tokens, loads)
     benchmark = replace(benchmark, name=benchmark.name + suffix)
-    _measure(benchmark, model, "cpu", threads, rounds, out)
+    measure(benchmark, model, "cpu", threads, rounds, out)
 
 
 @app.command()
@@ -112,21 +106,20 @@ def gpu(
             "this benchmark needs an accelerator, and there is none; try `pgmoe bench olmoe-like`"
         )
     model = folder or cache_folder() / "bench" / "olmoe-full"
-    _make_random(model, OLMOE_FULL, device)
+    make_random(model, OLMOE_FULL, device)
     benchmark = benchmarks.offload_curve(str(model), OLMOE_FULL.text(), tokens)
-    _measure(benchmark, model, device, threads, rounds, out)
+    measure(benchmark, model, device, threads, rounds, out)
 
 
 @app.command()
 def policies(
     trace: Annotated[list[Path], typer.Argument(help="Traces that `pgmoe trace` wrote.")],
-    about: Annotated[str, typer.Option(help="What the traces are of; goes into the result.")] = "",
     out: Out = RESULTS / "policies",
 ) -> None:
     """Cache policies' misses over the offline optimum's, on half of the prompts of each trace."""
     from pgmoe.bench.policies import compare_policies, render
 
-    result = compare_policies(trace, about)
+    result = compare_policies(trace)
     typer.echo(render(result))
     typer.echo(f"written to {result.save(out)}", err=True)
 
@@ -152,54 +145,22 @@ def compare(
 
     arms = [benchmarks.parse_arm(text) for text in arm]
     benchmark = benchmarks.custom(str(model), arms, tokens)
-    _measure(benchmark, model, str(resolve_device(device)), threads, rounds, out)
+    measure(benchmark, model, str(resolve_device(device)), threads, rounds, out)
 
 
 @app.command()
 def show(file: ResultFile) -> None:
     """Print a result as Markdown."""
-    from pgmoe.bench.report import render
-    from pgmoe.bench.result import Result
+    from pgmoe.bench.result_file import load_result, render_result
 
-    typer.echo(render(Result.load(file)))
+    typer.echo(render_result(load_result(file)))
 
 
 @app.command()
 def plot(file: ResultFile) -> None:
     """Draw a result as a PNG beside its file."""
-    from pgmoe.bench.plot import plot as draw
-    from pgmoe.bench.result import Result
+    from pgmoe.bench.result_file import draw_result, load_result
 
     picture = file.with_suffix(".png")
-    draw(Result.load(file), picture)
+    draw_result(load_result(file), picture)
     typer.echo(picture)
-
-
-def _make_random(folder: Path, shape: OlmoeShape, device: str) -> None:
-    import torch
-
-    from pgmoe.bench.random_model import save_random_olmoe
-
-    if (folder / "config.json").is_file():
-        return
-    with bytes_bar(f"Making {folder.name}") as progress:
-        save_random_olmoe(folder, shape, torch.device(device), progress)
-
-
-def _measure(
-    benchmark: Benchmark, model: Path, device: str, threads: int | None, rounds: int, out: Path
-) -> None:
-    import torch
-
-    from pgmoe.bench.job import Place
-    from pgmoe.bench.report import render
-    from pgmoe.bench.run import run_benchmark
-
-    scratch = cache_folder() / "bench"
-    scratch.mkdir(parents=True, exist_ok=True)
-    waits = ", ".join(f"{n}={v}" for n, v in sorted(os.environ.items()) if n.startswith(("GOMP_", "OMP_")))
-    place = Place(str(model), device, threads or torch.get_num_threads(), waits, str(scratch))
-    with steps_bar() as progress:
-        result = run_benchmark(benchmark, place, rounds, progress)
-    typer.echo(render(result))
-    typer.echo(f"written to {result.save(out)}", err=True)

@@ -79,6 +79,11 @@ class Engine:
         return self._assembly.loaded
 
     @property
+    def gating(self) -> Gating:
+        """What expects coming experts. Who runs `loaded.model` by himself has to tell it of each pass."""
+        return self._assembly.gating
+
+    @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self._sequences)

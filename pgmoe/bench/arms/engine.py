@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 
@@ -11,6 +13,7 @@ from pgmoe.bench.arms.stepwise import answer_stepwise
 from pgmoe.bench.job import Answer, Job, Place, Traffic
 from pgmoe.config import EngineConfig
 from pgmoe.engine.engine import Engine
+from pgmoe.layout import ExpertLayer
 from pgmoe.metrics.stats import ExpertStats
 from pgmoe.models.moe import RoutedExperts
 from pgmoe.request import Request, SamplingParams
@@ -23,17 +26,22 @@ class EngineArm:
     name: str
     device_memory: str = "100%"
     host_memory: str = "0"
+    options: tuple[tuple[str, str | int], ...] = ()
+    """Further options of EngineConfig, by name; `model` for another folder with the same weights (a pack)."""
     most_tokens: int | None = None
 
     def open(self, place: Place) -> LoadedEngine:
         """See Arm."""
         return LoadedEngine(
-            EngineConfig(
-                model=place.model,
-                device=place.device,
-                device_memory=self.device_memory,
-                host_memory=self.host_memory,
-                num_threads=place.num_threads,
+            EngineConfig.parse(
+                {
+                    "model": place.model,
+                    "device": place.device,
+                    "device_memory": self.device_memory,
+                    "host_memory": self.host_memory,
+                    "num_threads": place.num_threads,
+                    **dict(self.options),
+                }
             )
         )
 
@@ -45,6 +53,18 @@ class LoadedEngine:
         self._engine = Engine(config)
         self._device = torch.device(self._engine.info.device)
         self._at_first = _traffic(self._engine.stats.experts)
+        self._num_answers = 0
+
+    @property
+    def layers(self) -> tuple[ExpertLayer, ...]:
+        """The model's MoE layers."""
+        return self._engine.loaded.layers
+
+    def wrap(self, make: Callable[[int, ExpertLayer, RoutedExperts], RoutedExperts]) -> None:
+        """Put something of its own around every MoE layer's experts."""
+        loaded = self._engine.loaded
+        inner = [cast(RoutedExperts, socket.module.routed_experts) for socket in loaded.sockets]
+        loaded.plug(lambda index, layer: make(index, layer, inner[index]))
 
     def warm_up(self, job: Job) -> Answer:
         """Where all experts fit, bring all of them in."""
@@ -57,10 +77,11 @@ class LoadedEngine:
     def answer(self, job: Job) -> Answer:
         """See LoadedArm."""
         clock = TokenClock(self._mark_first)
+        self._num_answers += 1
         if job.forced is None:
             answer = self._generate(job, clock)
         else:
-            answer = answer_stepwise(self._engine.loaded.model, self._device, job, clock)
+            answer = answer_stepwise(self._engine.loaded.model, self._device, job, clock, self._begin)
         return replace(answer, traffic=_difference(_traffic(self._engine.stats.experts), self._at_first))
 
     def files(self) -> list[str]:
@@ -84,6 +105,9 @@ class LoadedEngine:
                     clock.take(token)
         return clock.answer()
 
+    def _begin(self) -> None:
+        self._engine.gating.begin(f"{self._num_answers}")
+
     def _mark_first(self, num_tokens: int) -> None:
         if num_tokens == 1:
             self._at_first = _traffic(self._engine.stats.experts)
@@ -101,13 +125,16 @@ class LoadedEngine:
 
 
 def _traffic(stats: ExpertStats) -> Traffic:
-    return Traffic(stats.num_hits, stats.num_misses, stats.num_bytes, stats.stall_s)
+    return Traffic(
+        hits=stats.num_hits,
+        misses=stats.num_misses,
+        num_bytes=stats.num_bytes,
+        stall_s=stats.stall_s,
+        useful_bytes=stats.prefetch_bytes["useful"],
+        late_bytes=stats.prefetch_bytes["late"],
+        wasted_bytes=stats.prefetch_bytes["wasted"],
+    )
 
 
 def _difference(after: Traffic, before: Traffic) -> Traffic:
-    return Traffic(
-        after.hits - before.hits,
-        after.misses - before.misses,
-        after.num_bytes - before.num_bytes,
-        after.stall_s - before.stall_s,
-    )
+    return Traffic(**{name: value - getattr(before, name) for name, value in vars(after).items()})

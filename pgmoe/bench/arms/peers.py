@@ -50,11 +50,13 @@ class AccelerateArm:
 
     cold: bool = True
     most_tokens: int | None = 9
+    label: str | None = None
+    """Its name, if another than that of its mode."""
 
     @property
     def name(self) -> str:
         """See Arm."""
-        return f"accelerate, {'disk' if self.cold else 'page cache'}"
+        return self.label or f"accelerate, {'disk' if self.cold else 'page cache'}"
 
     def open(self, place: Place) -> LoadedTransformers:
         """See Arm."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from transformers import PreTrainedModel
 
@@ -11,14 +13,22 @@ from pgmoe.models.kv_argument import kv_argument
 
 
 @torch.inference_mode()
-def answer_stepwise(model: PreTrainedModel, device: torch.device, job: Job, clock: TokenClock) -> Answer:
+def answer_stepwise(
+    model: PreTrainedModel,
+    device: torch.device,
+    job: Job,
+    clock: TokenClock,
+    before_pass: Callable[[], None] = lambda: None,
+) -> Answer:
     """The prompt in one forward, then a token a step, forced where the job says so, else greedy.
 
-    The host reads every token before it starts the next step, as sampling does.
+    The host reads every token before it starts the next step, as sampling does. `before_pass` is called
+    before each forward pass.
     """
     ids = torch.tensor([job.prompt], device=device)
     cache, name = None, kv_argument(model)
     for step in range(job.num_tokens):
+        before_pass()
         output = model(input_ids=ids, use_cache=True, logits_to_keep=1, **{name: cache})
         cache = getattr(output, name)
         token = int(output.logits[0, -1].argmax())

@@ -7,6 +7,7 @@ from pgmoe.bench.job import Answer, Load, Measured, Memory, Traffic
 from pgmoe.bench.machine import Machine
 from pgmoe.bench.result import Pair, Result
 
+MACHINE = Machine("Some CPU", 2, ("avx2",), 2**34, "6.1", "3.11.7", {"torch": "2.13.0"}, None, 1.5e9)
 MEMORY = Memory(rss_bytes=2_000_000_000, file_bytes=500_000_000, peak_rss_bytes=3_000_000_000)
 
 
@@ -24,7 +25,7 @@ def made_up_result() -> Result:
         name="made-up",
         date="2026-01-02T03:04:05+00:00",
         commit="abc1234+",
-        machine=Machine("Some CPU", 2, ("avx2",), 2**34, "6.1", "3.11.7", {"torch": "2.13.0"}, None, 1.5e9),
+        machine=MACHINE,
         conditions={"workload": "five tokens"},
         pairs=(Pair("fast", "slow"),),
         series=(

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from pgmoe.bench.report import render
-from pgmoe.bench.result import Result
+from pgmoe.bench.result_file import draw_result, load_result, render_result
 from pgmoe.errors import ConfigError
 from tests.unit.bench.results import made_up_result
+
+RESULTS = sorted((Path(__file__).parents[3] / "benchmarks" / "results").glob("*.json"))
 
 
 def _cells(report: str, first: str) -> list[str]:
@@ -41,21 +43,24 @@ def test_the_report_says_what_it_holds_for() -> None:
 def test_a_saved_result_comes_back_whole(tmp_path: Path) -> None:
     path = made_up_result().save(tmp_path / "results")
     assert path.name == "made-up-2026-01-02-abc1234.json"
-    assert Result.load(path) == made_up_result()
+    assert load_result(path) == made_up_result()
 
 
 def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text('{"name": "x"}')
     with pytest.raises(ConfigError, match=r"other\.json is not a result"):
-        Result.load(path)
+        load_result(path)
     with pytest.raises(ConfigError, match="No such file"):
-        Result.load(tmp_path / "none.json")
+        load_result(tmp_path / "none.json")
 
 
 def test_a_result_can_be_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from pgmoe.bench.plot import plot
-
-    plot(made_up_result(), tmp_path / "picture.png")
+    draw_result(made_up_result(), tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_every_committed_result_can_be_shown(path: Path) -> None:
+    assert render_result(load_result(path)).startswith("### ")

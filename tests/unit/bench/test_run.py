@@ -13,10 +13,12 @@ from pgmoe.bench.job import Job, Place
 from pgmoe.bench.random_model import OlmoeShape, save_random_olmoe
 from pgmoe.bench.report import render
 from pgmoe.bench.result import Result
+from pgmoe.bench.result_file import load_result
 from pgmoe.bench.run import run_benchmark
 from pgmoe.bench.worker import Worker
 from pgmoe.errors import ConfigError, PgmoeError
 from pgmoe.models.loader import read_plan
+from tests.unit.bench.limits import needs_limits
 
 SHAPE = OlmoeShape(300, 64, 2, 4, 8, 2, 48)
 
@@ -53,7 +55,9 @@ def test_a_benchmark_from_start_to_table(place: Place, tmp_path: Path) -> None:
     turns = [what for what, _, _ in said if what.startswith("round")]
     arms = ["pgmoe, resident", "no cache"]
     assert turns == [f"round {n}: {arm}" for n in (1, 2) for arm in arms]
-    table = render(Result.load(result.save(tmp_path)))
+    loaded = load_result(result.save(tmp_path))
+    assert isinstance(loaded, Result)
+    table = render(loaded)
     assert "**no cache** decodes" in table
 
 
@@ -61,6 +65,13 @@ def test_an_arm_that_cannot_load_says_why(place: Place) -> None:
     with Worker(EngineArm("tiny", "1KiB"), place) as worker, pytest.raises(PgmoeError) as failure:
         worker.loaded()
     assert "arm 'tiny': BudgetTooSmall: device_memory '1KiB'" in str(failure.value)
+
+
+@needs_limits
+def test_a_limit_holds_for_all_that_an_arm_loads(place: Place) -> None:
+    with Worker(NO_CACHE, place, limit_bytes=64 * 2**20) as worker, pytest.raises(PgmoeError) as failure:
+        worker.loaded()
+    assert "-9 usually means that memory ran out" in str(failure.value)
 
 
 def test_a_process_that_dies_is_reported(place: Place) -> None:

@@ -1,0 +1,86 @@
+"""A curve as a picture: share of the experts in memory against speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pgmoe.bench.curve_result import CurvePoint, CurveResult
+from pgmoe.bench.lines import ACCELERATE, LLAMA_CPP
+from pgmoe.bench.statistics import Spread
+from pgmoe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+OURS = ("#1b6ca8", "#38a3a5", "#5e60ce", "#80b918", "#c77dff")
+PEERS = {LLAMA_CPP: "#d1495b", ACCELERATE: "#8d99ae"}
+ROOFLINE = "#222222"
+
+Value = Callable[[CurvePoint, str], Spread]
+"""What is drawn of a line at a point."""
+
+
+def plot_curve(result: CurveResult, path: Path) -> None:
+    """Draw tokens/s and the share of the resident speed to a PNG. Raises ConfigError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter
+    except ImportError:
+        raise ConfigError("plots need matplotlib; pip install 'pgmoe[bench]'") from None
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for line, colour in _colours(result).items():
+        _draw(left, result, line, colour, lambda p, name: Spread.of(p.of(name).speeds))
+        _draw(right, result, line, colour, result.fraction)
+    shares = [p.share for p in result.points]
+    first = result.lines[0]
+    resident = [Spread.of(result.reference(p, first).speeds).median for p in result.points]
+    roofs = [result.roofline(p, first).median for p in result.points]
+    roof_label = "roofline: Belady's misses over the link's rate"
+    left.plot(shares, [r * f for r, f in zip(resident, roofs, strict=True)], "--", color=ROOFLINE, lw=1.3)
+    right.plot(shares, roofs, "--", color=ROOFLINE, lw=1.3, label=roof_label)
+    left.set_yscale("log")
+    left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter(NullFormatter())
+    left.set_title("Decode speed, batch 1 (tokens/s)", fontsize=10)
+    right.set_title("Of the speed with all experts resident", fontsize=10)
+    right.set_ylim(0, 1.12)
+    right.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+    for axes in (left, right):
+        axes.set_xlabel("experts in memory")
+        axes.set_xticks(shares, [f"{s:g}%" for s in shares])
+        axes.grid(alpha=0.25, lw=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(
+        *right.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9, frameon=False
+    )
+    machine = result.machine
+    figure.suptitle(
+        f"{result.name}  ·  {machine.num_cores} cores of {machine.processor}  ·  {_memory(result)}  ·  "
+        f"{result.date[:10]}, {result.commit}",
+        fontsize=9,
+        color="#555555",
+    )
+    figure.savefig(path, dpi=120)
+
+
+def _draw(axes: Axes, result: CurveResult, line: str, colour: str, value: Value) -> None:
+    spreads = [value(point, line) for point in result.points]
+    shares = [point.share for point in result.points]
+    axes.fill_between(
+        shares, [s.low for s in spreads], [s.high for s in spreads], color=colour, alpha=0.18, lw=0
+    )
+    axes.plot(shares, [s.median for s in spreads], "o-", color=colour, lw=1.8, ms=4, label=line)
+
+
+def _colours(result: CurveResult) -> dict[str, str]:
+    ours = iter(OURS * len(result.lines))
+    return {line: PEERS.get(line) or next(ours) for line in result.lines}
+
+
+def _memory(result: CurveResult) -> str:
+    limited = any(point.limit_bytes is not None for point in result.points)
+    return "all lines under the same memory limit" if limited else "no memory limit"

@@ -1,0 +1,42 @@
+"""The curves that are measured: which lines, which tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pgmoe.bench.lines import PGMOE, AccelerateLine, Line, LlamaCppLine, OurLine
+from pgmoe.errors import ConfigError
+
+Options = tuple[tuple[str, str | int], ...]
+ORACLE = "oracle"
+ACCELERATE_TOKENS = 3
+"""Measured of accelerate, which takes seconds for each."""
+
+
+def parse_options(texts: Sequence[str]) -> Options:
+    """`NAME=VALUE` as options of EngineConfig; whole numbers are numbers. Raises ConfigError."""
+    found: list[tuple[str, str | int]] = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ConfigError(f"option {text!r} is not NAME=VALUE; write for example policy=lru")
+        found.append((name, int(value) if value.isdecimal() else value))
+    return tuple(found)
+
+
+def our_lines(gatings: Sequence[str], options: Options, trace: Path) -> tuple[OurLine, ...]:
+    """A line for each gating; one, with the engine's own, if none is named. An oracle replays `trace`."""
+    if not gatings:
+        return (OurLine(PGMOE, options),)
+    lines = []
+    for name in gatings:
+        replayed: Options = (("gating_trace", str(trace)),) if name == ORACLE else ()
+        lines.append(OurLine(f"{PGMOE}, {name}", (*options, ("gating", name), *replayed)))
+    return tuple(lines)
+
+
+def peer_lines(gguf: Path, num_tokens: int, num_threads: int | None, *, accelerate: bool) -> tuple[Line, ...]:
+    """llama.cpp, and accelerate if it is wanted."""
+    llama = LlamaCppLine(str(gguf), num_tokens, num_threads)
+    return (llama, AccelerateLine(ACCELERATE_TOKENS)) if accelerate else (llama,)

@@ -1,0 +1,69 @@
+"""What a disk gives without us: plain direct reads at random places, by one thread or several."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgmoe.layout import PAGE
+from pgmoe.memory import page_aligned
+
+THREADS = (1, 2, 4)
+BLOCK_BYTES = (2**20, 4 * 2**20)
+
+
+@dataclass(frozen=True)
+class DiskRate:
+    """One way of reading and what came of it."""
+
+    num_threads: int
+    block_bytes: int
+    bytes_per_s: float
+
+
+def read_rate(path: Path, num_threads: int, block_bytes: int, num_bytes: int) -> DiskRate | None:
+    """Read `num_bytes` of the file past the page cache; None if that cannot be, or it is below a block."""
+    num_places = (path.stat().st_size - block_bytes) // PAGE + 1
+    if num_places < 1:
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError:  # this file system has no O_DIRECT
+        return None
+    num_reads = max(1, num_bytes // block_bytes // num_threads)
+    buffers = [page_aligned(block_bytes).numpy() for _ in range(num_threads)]
+    for buffer in buffers:
+        buffer.fill(0)  # or the first read would pay for its pages
+
+    def work(thread: int) -> None:
+        draw = random.Random(thread)
+        for _ in range(num_reads):
+            os.preadv(descriptor, [buffers[thread].data], draw.randrange(num_places) * PAGE)
+
+    try:
+        with ThreadPoolExecutor(num_threads) as threads:
+            begin = time.perf_counter()
+            list(threads.map(work, range(num_threads)))
+            seconds = time.perf_counter() - begin
+    finally:
+        os.close(descriptor)
+    return DiskRate(num_threads, block_bytes, num_threads * num_reads * block_bytes / seconds)
+
+
+def read_rates(
+    path: Path, num_bytes: int, blocks: Sequence[int] = BLOCK_BYTES, threads: Sequence[int] = THREADS
+) -> tuple[DiskRate, ...]:
+    """Every combination in turn, so many bytes each; empty where `read_rate` gives None."""
+    found = [read_rate(path, n, block, num_bytes) for block in blocks for n in threads]
+    return tuple(rate for rate in found if rate is not None)
+
+
+def best_rate(path: Path, num_bytes: int, blocks: Sequence[int] = BLOCK_BYTES) -> DiskRate | None:
+    """The fastest of them: the disk's own rate."""
+    rates = read_rates(path, num_bytes, blocks)
+    return max(rates, key=lambda rate: rate.bytes_per_s) if rates else None

@@ -1,0 +1,44 @@
+"""What reads reach and cost, as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pgmoe.bench.reads_result import ReadsResult
+from pgmoe.bench.statistics import Spread
+from pgmoe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+OURS, WANTED = "#1b6ca8", "#d1495b"
+LEAST_RATE, MOST_SLOWDOWN = 0.9, 0.1
+"""What we want to reach, drawn as lines."""
+
+
+def plot_reads(result: ReadsResult, path: Path) -> None:
+    """Draw the share of the disk's rate and compute's slowdown to a PNG; ConfigError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("plots need matplotlib; pip install 'pgmoe[bench]'") from None
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    names = [f"{series.num_readers}" for series in result.series]
+    _bars(left, names, [result.rate_share(series) for series in result.series], LEAST_RATE)
+    _bars(right, names, [result.slowdown(series) for series in result.series], MOST_SLOWDOWN)
+    left.set_title("Experts read, of the disk's own rate", fontsize=10)
+    right.set_title("Compute beside it slower by", fontsize=10)
+    figure.suptitle(f"{result.name}  ·  {result.date[:10]}, {result.commit}", fontsize=9, color="#555555")
+    figure.savefig(path, dpi=110)
+
+
+def _bars(axes: Axes, names: list[str], spreads: list[Spread], wanted: float) -> None:
+    axes.axhline(wanted, color=WANTED, lw=1, ls="--")
+    ends = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
+    axes.bar(names, [s.median for s in spreads], width=0.55, color=OURS)
+    axes.errorbar(names, [s.median for s in spreads], yerr=ends, fmt="none", ecolor="#222222", capsize=4)
+    axes.set_xlabel("readers")
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,51 @@
+"""A result file, of whichever kind: reading it, showing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from pgmoe.bench.curve_plot import plot_curve
+from pgmoe.bench.curve_report import render_curve
+from pgmoe.bench.curve_result import CurveResult
+from pgmoe.bench.plot import plot
+from pgmoe.bench.reads_plot import plot_reads
+from pgmoe.bench.reads_report import render_reads
+from pgmoe.bench.reads_result import ReadsResult
+from pgmoe.bench.report import render
+from pgmoe.bench.result import Result
+from pgmoe.errors import ConfigError
+
+AnyResult = Result | CurveResult | ReadsResult
+# What sets them apart are the fields that each must have.
+_ADAPTER: TypeAdapter[AnyResult] = TypeAdapter(AnyResult)
+
+
+def load_result(path: Path) -> AnyResult:
+    """Read what `save` wrote. Raises ConfigError for anything else."""
+    try:
+        return _ADAPTER.validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise ConfigError(
+            f"{path} is not a result of this version's `pgmoe bench` ({error.error_count()} faults)"
+        ) from None
+
+
+def render_result(result: AnyResult) -> str:
+    """As Markdown."""
+    if isinstance(result, CurveResult):
+        return render_curve(result)
+    return render_reads(result) if isinstance(result, ReadsResult) else render(result)
+
+
+def draw_result(result: AnyResult, path: Path) -> None:
+    """As a PNG. Raises ConfigError without matplotlib."""
+    if isinstance(result, CurveResult):
+        plot_curve(result, path)
+    elif isinstance(result, ReadsResult):
+        plot_reads(result, path)
+    else:
+        plot(result, path)

@@ -1,0 +1,202 @@
+"""`pgmoe bench curve`, `prefetch` and `reads`: the experts' memory system, measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pgmoe.cli.bench_options import RESULTS, Out, Threads, make_place, make_random, scratch_folder
+from pgmoe.cli.console import steps_bar
+from pgmoe.cli.default_model import FOLDER_NAME, build_if_missing, cache_folder
+
+if TYPE_CHECKING:
+    from pgmoe.bench.curve import Curve
+    from pgmoe.bench.job import Job
+
+LOCAL_SPREAD = 0.5
+"""Of the embeddings: LRU then hits about as often as with trained models."""
+LOCALITY = (
+    "of which follows, over 160 tokens of this stream: an LRU cache of a quarter of the experts has 51 % "
+    "hits, of half 85 %, of three quarters 99 %; 36 % of a token's experts in a layer are the last token's; "
+    "the next layer's gate on this layer's input finds 79 % of the next layer's experts"
+)
+"""Of the checkpoint with LOCAL_SPREAD, measured apart from any engine."""
+SHARES = [100.0, 75.0, 50.0, 25.0, 10.0]
+
+ModelKind = Annotated[
+    str,
+    typer.Argument(
+        help="default, olmoe-like (3.5 GB of random weights, planted locality), small-moe (of `pgmoe bench "
+        "small-moe`), or a folder."
+    ),
+]
+Share = Annotated[
+    list[float], typer.Option(min=0.1, max=100, help="Per cent of the experts in memory; may be repeated.")
+]
+GatingNames = Annotated[list[str], typer.Option(help="A line of ours for each; may be repeated.")]
+EngineOption = Annotated[
+    list[str],
+    typer.Option("--option", help="NAME=VALUE: an engine option of all our lines; may be repeated."),
+]
+Pack = Annotated[Path | None, typer.Option(help="Our lines read this pack of the same weights.")]
+Link = Annotated[
+    str | None, typer.Option(help="Emulate a link of this bandwidth, such as 25GB/s, in place of the disk.")
+]
+Lines = Annotated[int, typer.Option("--rounds", min=1, help="Times that every line is measured at a share.")]
+OurTokens = Annotated[int, typer.Option("--tokens", min=9, help="Tokens of each of our answers.")]
+
+
+def curve(
+    model: ModelKind,
+    share: Share = SHARES,
+    gating: GatingNames = [],  # noqa: B006
+    option: EngineOption = [],  # noqa: B006
+    pack: Pack = None,
+    emulate: Link = None,
+    peers: Annotated[bool, typer.Option(help="Measure llama.cpp and accelerate, too.")] = True,
+    accelerate: Annotated[bool, typer.Option(help="Without it, llama.cpp is the only peer.")] = True,
+    limits: Annotated[bool, typer.Option(help="Give every process a memory limit (needs root).")] = True,
+    peer_tokens: Annotated[int, typer.Option(min=9, help="Of llama.cpp, where not all is resident.")] = 9,
+    peer_threads: Annotated[int | None, typer.Option(min=1, help="Of llama.cpp there.")] = None,
+    rounds: Lines = 3,
+    tokens: OurTokens = 48,
+    threads: Threads = None,
+    out: Out = RESULTS,
+) -> None:
+    """Speed with 100 to 10 % of the experts in memory, beside llama.cpp and accelerate in as much memory."""
+    from pgmoe.bench.curves import peer_lines
+
+    folder = _folder(model)
+    made = _curve("curve", model, folder, share, gating, option, pack, emulate, tokens)
+    if peers and emulate is None:
+        made = replace(
+            made,
+            lines=(*made.lines, *peer_lines(_gguf(folder), peer_tokens, peer_threads, accelerate=accelerate)),
+            resident=(*made.resident, "llama.cpp"),
+        )
+    _measure(replace(made, limited=limits and emulate is None), folder, threads, rounds, out)
+
+
+def prefetch(
+    model: ModelKind,
+    share: Share = [50.0, 25.0],  # noqa: B006
+    gating: GatingNames = ["on_demand", "statistical", "speculative", "oracle"],  # noqa: B006
+    option: EngineOption = [],  # noqa: B006
+    pack: Pack = None,
+    emulate: Link = None,
+    rounds: Lines = 5,
+    tokens: OurTokens = 48,
+    threads: Threads = None,
+    out: Out = RESULTS,
+) -> None:
+    """Guessing which experts come next, in several ways, against waiting for them."""
+    folder = _folder(model)
+    made = _curve("prefetch", model, folder, share, gating, option, pack, emulate, tokens)
+    _measure(replace(made, limited=False), folder, threads, rounds, out)
+
+
+def reads(
+    model: ModelKind,
+    reader: Annotated[list[int], typer.Option(min=1, help="Readers; may be repeated.")] = [1, 2, 4],  # noqa: B006
+    rounds: Annotated[int, typer.Option(min=1, help="Times that each is measured.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Of each measurement.")] = 1.5,
+    out: Out = RESULTS,
+) -> None:
+    """Experts read while one core computes: of the disk's own rate how much, and at what cost to compute."""
+    from pgmoe.bench.reads import measure_reads
+    from pgmoe.bench.reads_report import render_reads
+
+    with steps_bar() as progress:
+        result = measure_reads(str(_folder(model)), reader, rounds, seconds, progress)
+    typer.echo(render_reads(result))
+    typer.echo(f"written to {result.save(out)}", err=True)
+
+
+def _folder(model: str) -> Path:
+    """The checkpoint of this kind, made if it is missing and takes no training."""
+    from pgmoe.bench.random_model import OLMOE_HALF
+
+    if model == "default":
+        build_if_missing(folder := cache_folder() / FOLDER_NAME)
+        return folder
+    if model == "small-moe":
+        return scratch_folder() / model
+    if model == "olmoe-like":
+        folder = scratch_folder() / f"olmoe-half-{LOCAL_SPREAD:g}"
+        make_random(folder, replace(OLMOE_HALF, embedding_spread=LOCAL_SPREAD), "cpu")
+        return folder
+    return Path(model)
+
+
+def _workload(model: str, folder: Path, num_tokens: int) -> tuple[Job, str]:
+    """The tokens for a model of this kind, and both in words."""
+    from pgmoe.bench import benchmarks
+    from pgmoe.bench.random_model import OLMOE_HALF
+
+    if model == "default":
+        return benchmarks.chat_job(str(folder), num_tokens), benchmarks.CHAT
+    if model == "small-moe":
+        job = benchmarks.text_job(str(folder), num_tokens)
+        return job, f"a small OLMoE trained from scratch (experts of 0.2 MB); {benchmarks.TEXT}"
+    shape = replace(OLMOE_HALF, embedding_spread=LOCAL_SPREAD)
+    text = f"{shape.text()}; {LOCALITY}" if model == "olmoe-like" else folder.name
+    return benchmarks.random_job(str(folder), num_tokens), f"{text}; {benchmarks.RANDOM_STREAM}"
+
+
+def _curve(
+    what: str,
+    model: str,
+    folder: Path,
+    shares: list[float],
+    gatings: list[str],
+    options: list[str],
+    pack: Path | None,
+    emulate: str | None,
+    num_tokens: int,
+) -> Curve:
+    from pgmoe.bench.curve import Curve
+    from pgmoe.bench.curves import ORACLE, our_lines, parse_options
+    from pgmoe.units import parse_bytes
+
+    own = parse_options(options)
+    own += (("model", str(pack)),) if pack is not None else ()
+    own += (("emulated_link", emulate),) if emulate is not None else ()
+    trace = scratch_folder() / "curve-trace.parquet"
+    suffix = f"-{emulate.replace('/', '')}" if emulate is not None else "-pack" if pack is not None else ""
+    job, workload = _workload(model, folder, num_tokens)
+    return Curve(
+        name=f"{what}-{folder.name if '/' in model else model}{suffix}",
+        lines=our_lines(gatings, own, trace),
+        resident=("pgmoe",),
+        shares=tuple(shares),
+        job=job,
+        workload=workload,
+        link_bytes_per_s=float(parse_bytes(emulate.removesuffix("/s"))) if emulate is not None else None,
+        trace=trace if ORACLE in gatings else None,
+    )
+
+
+def _gguf(folder: Path) -> Path:
+    """The same weights for llama.cpp, written if they are missing."""
+    import torch
+
+    from pgmoe.bench.gguf_model import write_gguf
+
+    path = scratch_folder() / f"{folder.name}-f16.gguf"
+    if not path.is_file():
+        typer.echo(f"Writing {path.name} ...", err=True)
+        write_gguf(str(folder), path, torch.float16)
+    return path
+
+
+def _measure(made: Curve, folder: Path, threads: int | None, rounds: int, out: Path) -> None:
+    from pgmoe.bench.curve import measure_curve
+    from pgmoe.bench.curve_report import render_curve
+
+    with steps_bar() as progress:
+        result = measure_curve(made, make_place(folder, "cpu", threads), rounds, progress)
+    typer.echo(render_curve(result))
+    typer.echo(f"written to {result.save(out)}", err=True)
