@@ -10,8 +10,8 @@ from pgmoe.layout import ExpertId
 class Warmth:
     """Counts layers' turns. An expert is cold once the turn in which it was last used is over.
 
-    The policy chooses among the cold ones. Sparing those of earlier turns as well would leave few: a policy that
-    looks forward gives up first what has just been used, whose layer's next turn is the furthest away.
+    The policy chooses among the cold ones. Sparing those of earlier turns as well would leave few: a policy
+    that looks forward gives up first what was just used, whose layer's next turn is the furthest away.
     """
 
     def __init__(self) -> None:

@@ -19,6 +19,10 @@ OPTIONS = {
     "pack_folder": "~/.cache/pgmoe/packs",
     "verify_pack": True,
     "policy": "prospect",
+    "gating": "speculative",
+    "gating_trace": None,
+    "emulated_link": None,
+    "emulated_latency_s": 1e-5,
     "direct_io": True,
     "num_readers": 4,
     "num_threads": None,
@@ -28,6 +32,7 @@ OPTIONS = {
     "prefill_chunk": 512,
 }
 AT_THE_LIMIT = {
+    "emulated_latency_s": (0,),
     "num_readers": (1, 64),
     "num_threads": (1,),
     "max_model_len": (2,),
@@ -36,6 +41,7 @@ AT_THE_LIMIT = {
     "prefill_chunk": (1,),
 }
 BEYOND = {
+    "emulated_latency_s": (-1e-6,),
     "num_readers": (0, 65),
     "num_threads": (0,),
     "max_model_len": (1,),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgmoe.errors import ConfigError
-from pgmoe.units import format_bytes, parse_bytes
+from pgmoe.units import format_bytes, parse_bytes, parse_rate
 
 SIZES = {
     0: 0,
@@ -68,3 +68,14 @@ def test_a_percentage_of_nothing_known_is_refused() -> None:
 )
 def test_bytes_are_shown_in_binary_units(num_bytes: int, text: str) -> None:
     assert format_bytes(num_bytes) == text
+
+
+@pytest.mark.parametrize(("text", "rate"), [("25GB/s", 25e9), ("1.5 MiB/s", 1.5 * 2**20), ("8 / s", 8.0)])
+def test_a_rate_is_bytes_per_second(text: str, rate: float) -> None:
+    assert parse_rate(text) == rate
+
+
+@pytest.mark.parametrize("text", ["25GB", "25GB/min", "fast", "0GB/s", "50%/s", "/s", "-1GB/s"])
+def test_what_is_no_rate_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError, match="write for example"):
+        parse_rate(text)

@@ -82,7 +82,7 @@ def test_what_is_kept_in_host_memory_is_compared_as_it_comes(
 ) -> None:
     blob = packed[CORRUPT.layer].blobs[CORRUPT.expert]
     flip_bit(Path(blob.path), blob.offset + 100)
-    host = HostTier(12, blob.nbytes, make_policy("lru"), pinned=False)
+    host = HostTier(12, blob.nbytes, make_policy("lru", [6, 6]), pinned=False)
     store = PackStore(packed, check=check)
     if check:
         with pytest.raises(ExpertReadError, match=r"expert 2 of layers\.1\.experts: .*corrupt"):
