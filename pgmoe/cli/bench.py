@@ -114,12 +114,13 @@ def gpu(
 @app.command()
 def policies(
     trace: Annotated[list[Path], typer.Argument(help="Traces that `pgmoe trace` wrote.")],
+    about: Annotated[str, typer.Option(help="What the traces are of; goes into the result.")] = "",
     out: Out = RESULTS / "policies",
 ) -> None:
     """Cache policies' misses over the offline optimum's, on half of the prompts of each trace."""
     from pgmoe.bench.policies import compare_policies, render
 
-    result = compare_policies(trace)
+    result = compare_policies(trace, about)
     typer.echo(render(result))
     typer.echo(f"written to {result.save(out)}", err=True)
 

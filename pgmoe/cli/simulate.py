@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -66,7 +67,8 @@ def simulate(
 
 def _table(result: Simulation) -> Table:
     passes = f"{result.num_steps} forward passes of {result.num_sequences} sequences"
-    table = Table(title=f"{result.model}: {passes}, {result.uses} expert uses")
+    title = f"{result.model}: {passes}, {result.uses} expert uses"
+    table = Table(title=title, box=box.SIMPLE, padding=0)
     for column in ("slots", "pools", "policy"):
         table.add_column(column, no_wrap=True)
     for column in ("misses", "hits", "/ Belady", "read", f"at {result.bandwidth / 1e9:g} GB/s"):
