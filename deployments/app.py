@@ -102,6 +102,8 @@ def _check_engine(config: EngineConfig) -> None:
     parse_bytes(config.device_memory, whole_bytes=0)
     if config.host_memory != "auto":
         parse_bytes(config.host_memory, whole_bytes=0)
+    if config.kv_memory != "auto":
+        parse_bytes(config.kv_memory)
     check_policy(config.policy)
 
 

@@ -20,8 +20,8 @@ from deployments.app import ServeArgs, build
 from pgmoe.config import EngineConfig
 from pgmoe.engine.assembly import resolve_device, resolve_dtype
 from pgmoe.engine.free_memory import free_ram
-from pgmoe.engine.memory_plan import ExpertShape, plan_host_experts, plan_slots
-from pgmoe.engine.runner import check_context, context_of
+from pgmoe.engine.measured_needs import measure_needs
+from pgmoe.engine.memory_plan import ExpertShape, MemoryPlan, plan_host_experts, plan_memory
 from pgmoe.errors import BudgetTooSmall, ConfigError, PgmoeError
 from pgmoe.models.loader import ModelPlan, read_plan
 from pgmoe.units import format_bytes
@@ -52,19 +52,23 @@ def _check_application(args: ServeArgs) -> list[str]:
     missing = _missing_device(config)
     plan = read_plan(config.model)
     resolve_dtype(config.dtype, plan.layers)
-    check_context(config.max_model_len, context_of(plan.config))
     device = torch.device(config.device) if missing else resolve_device(config.device)
     shape = ExpertShape.of(plan.layers, plan.loaded_bytes(device))
-    slots = plan_slots(config.device_memory, shape)
+    memory = _plan_memory(config, plan, device)
     # Another machine's RAM cannot be told from here.
     room = shape.expert_bytes if missing else free_ram()
     plan_host_experts(config.host_memory, shape, accelerator=device.type != "cpu", free_ram=room)
     total = plan.dense_bytes + shape.expert_bytes
     summary = (
         f"{config.name}: {plan.model_class.__name__}, {format_bytes(total)}; device_memory "
-        f"{config.device_memory} holds {slots} of {shape.num_experts} experts"
+        f"{config.device_memory} holds {memory.num_slots} of {shape.num_experts} experts\n{memory.text()}"
     )
     return [summary, *missing, *_gpu_budget(config, plan)]
+
+
+def _plan_memory(config: EngineConfig, plan: ModelPlan, device: torch.device) -> MemoryPlan:
+    shape = ExpertShape.of(plan.layers, plan.loaded_bytes(device))
+    return plan_memory(config.device_memory, config.kv_memory, shape, measure_needs(plan, config, device))
 
 
 def _gpu_budget(config: EngineConfig, plan: ModelPlan) -> list[str]:
@@ -72,7 +76,7 @@ def _gpu_budget(config: EngineConfig, plan: ModelPlan) -> list[str]:
     if config.device != "auto" or resolve_device("auto").type != "cpu":
         return []
     try:
-        plan_slots(config.device_memory, ExpertShape.of(plan.layers, plan.dense_bytes))
+        _plan_memory(config, plan, torch.device("cuda"))
     except BudgetTooSmall as error:
         return [f"warning: on a GPU {error}"]
     return []

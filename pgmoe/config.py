@@ -27,9 +27,15 @@ class EngineConfig(BaseModel):
     """Compute type. `auto` is the type the experts are stored in; no other is accepted for them."""
 
     device_memory: str | int = "100%"
-    """Bytes for weights on the device: `600MiB` covers dense weights and expert slots together;
-    `50%` is slots for that share of the experts' bytes, dense weights beside it. On a CPU an input
+    """Bytes on the device: `600MiB` covers dense weights, KV cache, workspace and expert slots together;
+    `50%` is slots for that share of the experts' bytes, all else beside it. On a CPU an input
     embedding that no other layer uses stays in its file and does not count."""
+
+    kv_memory: str | int = "auto"
+    """Bytes for the KV caches of all running requests; those for which nothing is left wait. `auto`: not
+    limited where `device_memory` is a percentage; else room for `max_running` sequences of 2048 tokens, or
+    of `max_model_len` if that is less, halved until it is at most a quarter of what the other parts leave,
+    but no less than one sequence of 256 tokens takes."""
 
     host_memory: str | int = "auto"
     """Bytes of RAM for copies of experts between disk and device, `600MiB` or `50%` of the experts' bytes;

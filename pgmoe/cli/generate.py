@@ -79,6 +79,7 @@ def generate(
         )
     with llm:
         load_s = time.perf_counter() - begin
+        typer.echo(llm.memory.text(), err=True)
         answer, speed = _follow(_stream(llm, text, params, raw=raw), load_s, echo=not as_json)
     figures = json.dumps({**asdict(answer), **asdict(speed)}) if as_json else _summary(answer, speed)
     typer.echo(figures, err=not as_json)

@@ -25,6 +25,7 @@ class Fit:
 
     budget: str
     device_bytes: int
+    """Of everything, KV cache and workspace included."""
     slots: int
     share: float
     """Of all experts."""
@@ -39,15 +40,23 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Show layers, experts and bytes of a checkpoint, read from its headers alone."""
+    from pgmoe.config import EngineConfig
     from pgmoe.engine.assembly import parse_device
-    from pgmoe.engine.memory_plan import ExpertShape
+    from pgmoe.engine.measured_needs import measure_needs
+    from pgmoe.engine.memory_plan import ExpertShape, plan_memory, smallest_budget
     from pgmoe.models.loader import read_plan
 
-    plan = read_plan(model)
-    loaded_bytes = plan.loaded_bytes(parse_device(device))
+    plan, on = read_plan(model), parse_device(device)
+    loaded_bytes = plan.loaded_bytes(on)
     shape = ExpertShape.of(plan.layers, loaded_bytes)
+    needs = measure_needs(plan, EngineConfig(model=model, device=device), on)
     expert_bytes = max(layer.layout.weight_bytes for layer in plan.layers)
-    fits = [_fit(device_memory, shape)] if device_memory else _shares(shape)
+    budgets = [device_memory] if device_memory else _shares(shape)
+    memories = [plan_memory(budget, "auto", shape, needs) for budget in budgets]
+    fits = [
+        Fit(budget, memory.total_bytes, memory.num_slots, memory.num_slots / shape.num_experts)
+        for budget, memory in zip(budgets, memories, strict=True)
+    ]
     facts: dict[str, str | int] = {
         "folder": str(plan.checkpoint.folder),
         "architecture": plan.model_class.__name__,
@@ -60,26 +69,20 @@ def info(
         "embedding_left_in_file_bytes": plan.dense_bytes - loaded_bytes,
         "expert_bytes": expert_bytes,
         "total_bytes": plan.dense_bytes + sum(x.num_experts * x.layout.weight_bytes for x in plan.layers),
-        "smallest_device_memory_bytes": shape.smallest_bytes,
+        "kv_token_bytes": needs.kv.token_bytes,
+        "smallest_device_memory_bytes": smallest_budget(shape, needs),
     }
     if as_json:
         typer.echo(json.dumps({**facts, "fits": [f.__dict__ for f in fits]}))
         return
     _print(facts, fits)
+    if device_memory:
+        typer.echo(memories[0].text())
 
 
-def _fit(budget: str, shape: ExpertShape) -> Fit:
-    from pgmoe.engine.memory_plan import plan_slots
-
-    slots = plan_slots(budget, shape)
-    used = shape.dense_bytes + slots * shape.slot_bytes
-    return Fit(budget, used, slots, slots / shape.num_experts)
-
-
-def _shares(shape: ExpertShape) -> list[Fit]:
+def _shares(shape: ExpertShape) -> list[str]:
     """The usual shares; those too small for one token's experts are left out."""
-    enough = [p for p in SHARES if shape.num_experts * p // 100 >= shape.top_k]
-    return [_fit(f"{p}%", shape) for p in enough]
+    return [f"{p}%" for p in SHARES if shape.num_experts * p // 100 >= shape.top_k]
 
 
 def _print(facts: dict[str, str | int], fits: list[Fit]) -> None:

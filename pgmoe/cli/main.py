@@ -13,6 +13,7 @@ from pgmoe.cli.default_model import default_model
 from pgmoe.cli.generate import generate
 from pgmoe.cli.info import info
 from pgmoe.cli.pack import pack
+from pgmoe.cli.plan import plan
 from pgmoe.cli.selftest import selftest
 from pgmoe.cli.simulate import simulate
 from pgmoe.cli.trace import trace
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(info)
 app.command()(pack)
+app.command()(plan)
 app.command()(selftest)
 app.command()(trace)
 app.command()(simulate)

@@ -9,7 +9,7 @@ import typer
 Model = Annotated[str, typer.Argument(help="Checkpoint or pack folder, or hub id (safetensors).")]
 DeviceMemory = Annotated[
     str,
-    typer.Option(help="Budget on the device: 600MiB for dense weights and experts, or 50% of the experts."),
+    typer.Option(help="Budget on the device: 600MiB for weights, KV cache and all, or 50% of the experts."),
 ]
 HostMemory = Annotated[
     str,

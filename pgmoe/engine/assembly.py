@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ import torch
 
 from pgmoe.config import EngineConfig
 from pgmoe.engine.free_memory import allocating, free_ram
-from pgmoe.engine.memory_plan import ExpertShape, plan_host_experts, plan_slots
+from pgmoe.engine.measured_needs import measure_needs
+from pgmoe.engine.memory_plan import ExpertShape, MemoryPlan, plan_host_experts, plan_memory
 from pgmoe.engine.tiers import Progress, TierBuilder
 from pgmoe.errors import ConfigError
 from pgmoe.experts.cache import ExpertCache
@@ -23,12 +25,15 @@ from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.experts.slots import SlotArena
 from pgmoe.gating.make import GatingInputs, make_gating
 from pgmoe.layout import ExpertLayer
+from pgmoe.memory import return_large_blocks
 from pgmoe.metrics.stats import ExpertStats
 from pgmoe.models.loader import LoadedModel, load_model, read_plan
 from pgmoe.models.routers import look_aheads
 from pgmoe.packing.cache import cached_pack
 from pgmoe.routing import Gating
 from pgmoe.trace import Trace
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Assembly:
     loaded: LoadedModel
     pool: ExpertPool
     gating: Gating
-    num_slots: int
+    memory: MemoryPlan
     device: torch.device
     dtype: torch.dtype
 
@@ -67,11 +72,14 @@ def assemble(
     dtype = resolve_dtype(config.dtype, plan.layers)
     shape = ExpertShape.of(plan.layers, plan.loaded_bytes(device))
     # Budgets that cannot be honoured fail here, before anything is loaded.
-    num_slots = plan_slots(config.device_memory, shape)
+    memory = plan_memory(config.device_memory, config.kv_memory, shape, measure_needs(plan, config, device))
+    _logger.info("device memory of %s:\n%s", config.name, memory.text())
+    num_slots = memory.num_slots
     accelerator = device.type != "cpu"
-    on_device = shape.dense_bytes + num_slots * shape.slot_bytes
-    room = free_ram() if accelerator else max(0, free_ram() - on_device)
+    room = free_ram() if accelerator else max(0, free_ram() - memory.total_bytes)
     num_in_host = plan_host_experts(config.host_memory, shape, accelerator=accelerator, free_ram=room)
+    if memory.budget_bytes is not None and not accelerator:
+        return_large_blocks()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     loaded = load_model(plan, dtype=dtype, device=device)
@@ -94,7 +102,7 @@ def assemble(
         prefetcher = Prefetcher(gating, pool, limiter, weight_bytes, stats)
         loaded.plug(lambda index, layer: PooledExperts(index, layer, pool, prefetcher))
         on_failure.pop_all()
-    return Assembly(loaded, pool, gating, num_slots, device, dtype)
+    return Assembly(loaded, pool, gating, memory, device, dtype)
 
 
 def parse_device(name: str) -> torch.device:

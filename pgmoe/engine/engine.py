@@ -14,7 +14,8 @@ from pgmoe.config import EngineConfig
 from pgmoe.engine.assembly import Assembly, assemble
 from pgmoe.engine.detokenizer import token_text
 from pgmoe.engine.intake import Intake
-from pgmoe.engine.runner import ModelRunner, check_context
+from pgmoe.engine.memory_plan import MemoryPlan
+from pgmoe.engine.runner import ModelRunner
 from pgmoe.engine.sampler import SampledToken
 from pgmoe.engine.scheduler import Scheduler
 from pgmoe.engine.sequence import Sequence
@@ -67,8 +68,9 @@ class Engine:
         except BaseException:
             self._assembly.close()
             raise
-        self._intake = Intake(self.info, self.tokenizer, self._runner, device)
-        self._scheduler = Scheduler(config.max_running, config.max_waiting)
+        memory = self._assembly.memory
+        self._intake = Intake(self.info, self.tokenizer, self._runner, device, memory)
+        self._scheduler = Scheduler(config.max_running, config.max_waiting, memory.kv_capacity)
         self._sequences: dict[str, Sequence] = {}
         self._closed = False
         self._lock = threading.Lock()  # guards scheduler and sequences, never held while the model runs
@@ -82,6 +84,11 @@ class Engine:
     def gating(self) -> Gating:
         """What expects coming experts. Who runs `loaded.model` by himself has to tell it of each pass."""
         return self._assembly.gating
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """What the device's memory is for."""
+        return self._assembly.memory
 
     @property
     def has_work(self) -> bool:
@@ -112,7 +119,7 @@ class Engine:
             if sequence.request_id in self._sequences:
                 raise InvalidRequest(f"request id {sequence.request_id!r} is in use", "request_id")
             try:
-                self._scheduler.add(sequence.request_id)
+                self._scheduler.add(sequence.request_id, sequence.kv_bytes)
             except EngineOverloaded:
                 self.stats.finished["rejected"] += 1
                 raise
@@ -275,8 +282,8 @@ def _model_info(config: EngineConfig, assembly: Assembly, runner: ModelRunner) -
         top_k=max(layer.top_k for layer in layers),
         dense_bytes=assembly.loaded.loaded_bytes,
         expert_bytes=max(layer.layout.weight_bytes for layer in layers),
-        num_slots=assembly.num_slots,
-        max_model_len=check_context(config.max_model_len, runner.context),
+        num_slots=assembly.memory.num_slots,
+        max_model_len=assembly.memory.longest,
         vocab_size=runner.vocab_size,
         is_encoder_decoder=runner.is_encoder_decoder,
     )

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pgmoe.config import EngineConfig
 from pgmoe.engine.engine import Engine, StepOutput
+from pgmoe.engine.memory_plan import MemoryPlan
 from pgmoe.engine.sequence import Sequence as Running
 from pgmoe.engine.tiers import Progress
 from pgmoe.layout import ExpertLayer
@@ -48,6 +49,11 @@ class LLM:
     def info(self) -> ModelInfo:
         """What is served."""
         return self._engine.info
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """What the device's memory is for."""
+        return self._engine.memory
 
     @property
     def stats(self) -> EngineStats:

@@ -1,15 +1,20 @@
-"""How the memory budgets become slots: pure arithmetic on sizes."""
+"""What the memory budgets are divided into: pure arithmetic on sizes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
+from pgmoe.engine.kv_size import KvSize
+from pgmoe.engine.needs import USUAL_TOKENS, Needs, RunningBytes
 from pgmoe.errors import BudgetTooSmall, ConfigError
 from pgmoe.layout import ExpertLayer
 from pgmoe.units import format_bytes, parse_bytes
 
+KV_SHARE = Fraction(1, 4)
+"""Of what the necessary leaves of a budget, what `kv_memory: auto` may take."""
 HOST_SHARE = 0.8
 """Of the free RAM, what `host_memory: auto` may take."""
 
@@ -43,31 +48,149 @@ class ExpertShape:
 
     @property
     def smallest_bytes(self) -> int:
-        """The smallest `device_memory` that works: dense weights and one token's experts of one layer."""
+        """Weights that have to be on the device: dense ones and one token's experts of one layer."""
         return self.dense_bytes + self.top_k * self.slot_bytes
 
 
-def plan_slots(device_memory: str | int, shape: ExpertShape) -> int:
-    """Expert slots that this `device_memory` buys; all experts at most.
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What the device's memory is for, in bytes."""
 
-    A number of bytes covers dense weights and slots; a percentage is that share of the experts. Raises
-    BudgetTooSmall below `top_k` slots, ConfigError for a malformed budget.
-    """
-    if isinstance(device_memory, str) and device_memory.strip().endswith("%"):
-        share = parse_bytes(device_memory, whole_bytes=shape.expert_bytes)
-        slots = share // shape.slot_bytes
-    else:
-        slots = max(0, parse_bytes(device_memory) - shape.dense_bytes) // shape.slot_bytes
-    if slots < shape.top_k:
-        mib = math.ceil(shape.smallest_bytes / 2**20)
-        raise BudgetTooSmall(
-            f"device_memory {device_memory!r} has room for {slots} experts, but a token uses {shape.top_k} "
-            f"in a layer; the smallest that works is {mib}MiB "
-            f"({format_bytes(shape.dense_bytes)} dense weights and {shape.top_k} experts of "
-            f"{format_bytes(shape.slot_bytes)}), or {_percent(shape.top_k, shape)}% of the experts",
-            minimum_bytes=shape.smallest_bytes,
+    budget_bytes: int | None
+    """What all of it together stays within; None where `device_memory` is a share of the experts."""
+    dense_bytes: int
+    kv_bytes: int
+    kv_limited: bool
+    """Whether requests wait when `kv_bytes` are in use; else it is what the usual use would need."""
+    workspace_bytes: int
+    slot_bytes: int
+    """Of one slot."""
+    num_slots: int
+    num_experts: int
+    kv: KvSize
+    max_running: int
+    longest: int
+    """Tokens of the longest sequence that is served, prompt and answer."""
+    limits_length: bool
+    """Whether that is for want of memory."""
+
+    @property
+    def slots_bytes(self) -> int:
+        """Of all slots."""
+        return self.num_slots * self.slot_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Of everything together."""
+        return self.dense_bytes + self.kv_bytes + self.workspace_bytes + self.slots_bytes
+
+    @property
+    def kv_capacity(self) -> int | None:
+        """Bytes that the caches of all running requests may take; None for no limit."""
+        return self.kv_bytes if self.kv_limited else None
+
+    @property
+    def share_tokens(self) -> int:
+        """The longest sequence of which `max_running` are held at once."""
+        if not self.kv_limited:
+            return self.longest
+        return self.kv.tokens_in(self.kv_bytes // self.max_running, self.longest)
+
+    def rows(self) -> tuple[tuple[str, int, str], ...]:
+        """(what, bytes, remark): the plan as a table."""
+        tokens = self.share_tokens if self.kv_limited else min(self.longest, USUAL_TOKENS)
+        kv_use = f"for {self.max_running} sequences of {tokens} tokens"
+        return (
+            ("dense weights", self.dense_bytes, ""),
+            ("KV cache", self.kv_bytes, kv_use if self.kv_limited else f"{kv_use}, not limited"),
+            ("workspace", self.workspace_bytes, f"sequences of up to {self.longest} tokens"),
+            ("expert slots", self.slots_bytes, f"{self.num_slots} of {self.num_experts} experts"),
+            ("together", self.total_bytes, self._budget()),
         )
-    return min(slots, shape.num_experts)
+
+    def text(self) -> str:
+        """The plan for the log, a line for each part."""
+        return "\n".join(
+            f"  {what:<14}{format_bytes(size):>10}  {remark}".rstrip() for what, size, remark in self.rows()
+        )
+
+    def _budget(self) -> str:
+        if self.budget_bytes is None:
+            return "device_memory is a share of the experts"
+        return f"of device_memory {format_bytes(self.budget_bytes)}"
+
+
+def plan_memory(
+    device_memory: str | int, kv_memory: str | int, shape: ExpertShape, needs: Needs
+) -> MemoryPlan:
+    """Divide the device's memory.
+
+    A number of bytes covers dense weights, KV cache, workspace and slots. A percentage is slots for that
+    share of the experts, with everything else beside it. `kv_memory` is a number of bytes or `auto`: beside a
+    percentage, the KV cache is then not limited; within a number of bytes it is the first of `needs.levels()`
+    that takes at most KV_SHARE of what dense weights, workspace and one token's experts leave, or the last.
+
+    Raises BudgetTooSmall, with the smallest that works, or ConfigError for a malformed budget.
+    """
+    share = isinstance(device_memory, str) and device_memory.strip().endswith("%")
+    budget = None if share else parse_bytes(device_memory)
+    limited = budget is not None or kv_memory != "auto"
+    if kv_memory != "auto":
+        running = needs.within(kv_memory)
+    elif budget is None:
+        running = needs.unlimited()
+    else:
+        running = _affordable(budget, shape, needs)
+    if budget is None:
+        room = parse_bytes(device_memory, whole_bytes=shape.expert_bytes)
+    else:
+        room = max(0, budget - shape.dense_bytes - running.total_bytes)
+    slots = room // shape.slot_bytes
+    if slots < shape.top_k:
+        raise _too_small(device_memory, slots, shape, running if limited else list(needs.levels())[-1])
+    return MemoryPlan(
+        budget_bytes=budget,
+        dense_bytes=shape.dense_bytes,
+        kv_bytes=running.kv_bytes,
+        kv_limited=limited,
+        workspace_bytes=running.workspace_bytes,
+        slot_bytes=shape.slot_bytes,
+        num_slots=min(slots, shape.num_experts),
+        num_experts=shape.num_experts,
+        kv=needs.kv,
+        max_running=needs.max_running,
+        longest=running.longest,
+        limits_length=running.longest < needs.max_model_len,
+    )
+
+
+def smallest_budget(shape: ExpertShape, needs: Needs) -> int:
+    """The smallest `device_memory` in bytes that works, with `kv_memory: auto`."""
+    return shape.smallest_bytes + list(needs.levels())[-1].total_bytes
+
+
+def _affordable(budget: int, shape: ExpertShape, needs: Needs) -> RunningBytes:
+    running = None
+    for running in needs.levels():
+        left = budget - shape.smallest_bytes - running.workspace_bytes
+        if running.kv_bytes <= KV_SHARE * left:
+            break
+    assert running is not None
+    return running
+
+
+def _too_small(
+    device_memory: str | int, slots: int, shape: ExpertShape, running: RunningBytes
+) -> BudgetTooSmall:
+    minimum = shape.smallest_bytes + running.total_bytes
+    return BudgetTooSmall(
+        f"device_memory {device_memory!r} has room for {slots} experts, but a token uses {shape.top_k} "
+        f"in a layer; the smallest that works is {math.ceil(minimum / 2**20)}MiB "
+        f"({format_bytes(shape.dense_bytes)} dense weights, {format_bytes(running.kv_bytes)} KV cache, "
+        f"{format_bytes(running.workspace_bytes)} workspace and {shape.top_k} experts of "
+        f"{format_bytes(shape.slot_bytes)}), or {_percent(shape.top_k, shape)}% of the experts",
+        minimum_bytes=minimum,
+    )
 
 
 def plan_host_experts(host_memory: str | int, shape: ExpertShape, *, accelerator: bool, free_ram: int) -> int:

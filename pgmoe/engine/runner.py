@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from typing import cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pgmoe.engine.sequence import Sequence
 from pgmoe.errors import ConfigError
 from pgmoe.models.kv_argument import kv_argument
 
@@ -30,6 +29,18 @@ def check_context(max_model_len: int | None, context: int) -> int:
             f"max_model_len {max_model_len}: the model's context is {context}; give at most that"
         )
     return max_model_len or context
+
+
+class Fed(Protocol):
+    """What the runner needs of a sequence."""
+
+    prompt_token_ids: tuple[int, ...]
+    pending: list[int]
+    """Token ids that the model has not seen yet; a step takes some off."""
+    kv_cache: Any
+    """transformers' own cache object; None before the first step."""
+    encoder_outputs: Any
+    """Of an encoder-decoder model; computed in the first step."""
 
 
 class ModelRunner:
@@ -75,7 +86,7 @@ class ModelRunner:
         return [start] if forced is None else [start, forced]
 
     @torch.inference_mode()
-    def step(self, sequence: Sequence) -> Tensor | None:
+    def step(self, sequence: Fed) -> Tensor | None:
         """Compute what is pending: logits (V,) of the next token, or None while the prompt goes on."""
         chunk = sequence.pending[: self._prefill_chunk]
         ids = torch.tensor([chunk], device=self._device)

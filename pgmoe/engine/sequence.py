@@ -22,6 +22,8 @@ class Sequence:
     text: AnswerText
     submitted_s: float
     deadline_s: float | None
+    kv_bytes: int = 0
+    """What its KV cache comes to if the answer has `max_tokens`."""
     pending: list[int] = field(default_factory=list)
     """Token ids that the model has not seen yet, prompt or last answer token."""
     kv_cache: Any = None

@@ -64,6 +64,8 @@ class ModelPlan:
     """Bytes of everything but the experts, in the experts' type."""
     embedding: StoredTensor | None
     """The input embedding, if it can stay in its file. Where the device is RAM, it does."""
+    skeleton: PreTrainedModel
+    """The model without experts, on the meta device."""
 
     def loaded_bytes(self, device: torch.device) -> int:
         """Bytes that everything but the experts takes once loaded onto `device`."""
@@ -106,6 +108,7 @@ def read_plan(model: str) -> ModelPlan:
         dense_keys=plan.dense_keys,
         dense_bytes=num_bytes(skeleton),
         embedding=find_embedding(emptied, checkpoint),
+        skeleton=skeleton,
     )
 
 

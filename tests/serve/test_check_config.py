@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from transformers import MixtralConfig
 
 from deployments.check_config import check
-from pgmoe.engine.memory_plan import ExpertShape
 from pgmoe.errors import BudgetTooSmall, CheckpointError, ConfigError
-from pgmoe.models.loader import read_plan
-from tests.support.checkpoints import save_tiny
+from tests.support.checkpoints import DECODER, save_tiny, tiny_model
+from tests.support.runs import smallest_budget
 
 REPOSITORY_CONFIG = Path(__file__).parents[2] / "config.yaml"
 
@@ -79,10 +79,13 @@ def test_a_gpu_that_is_missing_here_is_remarked_for_the_head_of_a_cluster_needs_
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="is about a machine without a GPU")
-def test_a_budget_that_is_too_small_on_a_gpu_only_is_remarked(tmp_path: Path, model: Path) -> None:
-    """There the input embedding is on the device, too."""
-    plan = read_plan(str(model))
-    smallest = ExpertShape.of(plan.layers, plan.loaded_bytes(torch.device("cpu"))).smallest_bytes
+def test_a_budget_that_is_too_small_on_a_gpu_only_is_remarked(tmp_path: Path) -> None:
+    """There the input embedding is on the device, too: 16 MiB."""
+    model = tmp_path / "model"
+    shape = {**DECODER, "vocab_size": 65536}
+    config = MixtralConfig(**shape, intermediate_size=96, num_local_experts=8, num_experts_per_tok=2)
+    tiny_model(config, torch.float32).save_pretrained(model)
+    smallest = smallest_budget(model)
     served, remark = check(write(tmp_path, model=str(model), device_memory=smallest))
     assert "holds 2 of 24 experts" in served
     assert remark.startswith("warning: on a GPU device_memory")

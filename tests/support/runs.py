@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 from pgmoe.config import EngineConfig
 from pgmoe.engine.assembly import parse_device
 from pgmoe.engine.engine import Engine
+from pgmoe.engine.measured_needs import measure_needs
 from pgmoe.engine.memory_plan import ExpertShape
+from pgmoe.engine.memory_plan import smallest_budget as smallest_device_memory
 from pgmoe.metrics.stats import ExpertStats
 from pgmoe.models.loader import read_plan
 from pgmoe.request import Request, RequestOutput, SamplingParams
@@ -113,4 +115,6 @@ def answer(
 def smallest_budget(folder: Path, device: str = "cpu") -> int:
     """The fewest bytes of device memory that work for this checkpoint."""
     plan = read_plan(str(folder))
-    return ExpertShape.of(plan.layers, plan.loaded_bytes(parse_device(device))).smallest_bytes
+    on = parse_device(device)
+    needs = measure_needs(plan, EngineConfig(model=str(folder)), on)
+    return smallest_device_memory(ExpertShape.of(plan.layers, plan.loaded_bytes(on)), needs)

@@ -14,6 +14,7 @@ OPTIONS = {
     "device": "auto",
     "dtype": "auto",
     "device_memory": "100%",
+    "kv_memory": "auto",
     "host_memory": "auto",
     "pack": "off",
     "pack_folder": "~/.cache/pgmoe/packs",
@@ -53,6 +54,7 @@ BEYOND = {
     "verify_pack": ("perhaps",),
     "direct_io": ("perhaps",),
     "device_memory": (None, [1]),
+    "kv_memory": (None, [1]),
     "policy": (None,),
 }
 

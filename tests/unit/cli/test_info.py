@@ -55,7 +55,7 @@ def test_every_budget_shown_is_what_it_buys(tiny: TinyCheckpoints) -> None:
     assert fits["50%"]["share"] == 0.5
     slot_bytes = (fits["100%"]["device_bytes"] - fits["50%"]["device_bytes"]) / 24
     smallest = found["smallest_device_memory_bytes"]
-    assert smallest == found["dense_bytes"] + 4 * slot_bytes
+    assert smallest > found["dense_bytes"] + 4 * slot_bytes
     (fit,) = info(tiny("olmoe"), "--device-memory", str(smallest))["fits"]
     assert (fit["slots"], fit["device_bytes"]) == (4, smallest)
     assert math.isclose(fit["share"], 4 / 48)

@@ -12,6 +12,7 @@ import torch
 from pgmoe.config import EngineConfig
 from pgmoe.engine.assembly import assemble, resolve_device, resolve_dtype
 from pgmoe.engine.engine import Engine
+from pgmoe.engine.memory_plan import plan_memory
 from pgmoe.errors import BudgetTooSmall, CheckpointError, ConfigError, ExpertReadError
 from pgmoe.layout import BlobLayout, ExpertFFN, ExpertLayer
 from pgmoe.metrics.stats import ExpertStats
@@ -49,9 +50,9 @@ def test_the_smallest_budget_named_for_a_model_works(
     with pytest.raises(BudgetTooSmall):
         assemble(config(folder, device_memory=smallest - 1), ExpertStats())
     assembly = assemble(config(folder, device_memory=smallest), ExpertStats())
-    assert assembly.num_slots == max(layer.top_k for layer in assembly.loaded.layers)
-    slot_bytes = max(layer.layout.slot_bytes for layer in assembly.loaded.layers)
-    assert assembly.loaded.loaded_bytes + assembly.num_slots * slot_bytes == smallest
+    assert assembly.memory.num_slots == max(layer.top_k for layer in assembly.loaded.layers)
+    assert assembly.memory.dense_bytes == assembly.loaded.loaded_bytes
+    assert assembly.memory.total_bytes == smallest
     assembly.close()
 
 
@@ -129,7 +130,10 @@ def test_slots_that_memory_does_not_hold_are_refused_and_the_files_closed(
     tiny: TinyCheckpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny("mixtral")
-    monkeypatch.setattr("pgmoe.engine.assembly.plan_slots", lambda *_: 2**40)  # more than any tiny model has
+    planned = plan_memory  # more slots than any tiny model has
+    monkeypatch.setattr(
+        "pgmoe.engine.assembly.plan_memory", lambda *args: replace(planned(*args), num_slots=2**40)
+    )
     with pytest.raises(
         ConfigError, match=r"expert slots need .*iB, .*iB are free; give a smaller device_mem"
     ):

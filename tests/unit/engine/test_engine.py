@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import MixtralConfig
 
 from pgmoe.config import EngineConfig
 from pgmoe.engine.engine import Engine, StepOutput
@@ -26,6 +27,7 @@ from pgmoe.errors import (
 )
 from pgmoe.request import Completion, Request, SamplingParams
 from tests.conftest import TinyCheckpoints
+from tests.support.checkpoints import DECODER, tiny_model
 from tests.support.damage import cut_experts
 
 PROMPT = (5, 6, 7, 8)
@@ -275,4 +277,54 @@ def test_an_unforeseen_error_is_logged_and_told_in_our_own_words(
     add(engine, "b", timeout_s=1e-9)
     assert isinstance(run(engine)["b"][0].error, DeadlineExceeded)
     assert not caplog.records  # the client's own doing
+    engine.close()
+
+
+def kv_memory(num_tokens: int) -> int:
+    """What so many tokens of the tiny Mixtral take: 3 layers, key and value of 2 heads, 16 wide, float32."""
+    return 3 * 2 * 2 * 16 * 4 * num_tokens
+
+
+def test_requests_wait_for_kv_memory_and_get_it_in_order(tiny: TinyCheckpoints) -> None:
+    engine = load(tiny("mixtral"), max_running=4, kv_memory=kv_memory(256))
+    long = SamplingParams(max_tokens=156, temperature=0, ignore_eos=True)
+    add(engine, "a", long, prompt_token_ids=(5,) * 44)  # 200 of 256
+    add(engine, "b", long, prompt_token_ids=(5,) * 44)
+    add(engine, "c", SHORT)  # would fit beside a, but came after b
+    engine.step()
+    assert (engine.stats.num_running, engine.stats.num_waiting) == (1, 2)
+    engine.abort("a")
+    told = run(engine, num_steps=1)
+    assert (engine.stats.num_running, engine.stats.num_waiting) == (2, 0)
+    told = run(engine)
+    assert len(whole(told["c"]).token_ids) == 8
+    assert engine._scheduler.reserved_bytes == 0
+    engine.close()
+
+
+def test_an_open_answer_ends_with_its_share_of_memory_and_that_of_a_long_prompt_with_the_context(
+    tiny: TinyCheckpoints,
+) -> None:
+    engine = load(tiny("mixtral"), kv_memory=kv_memory(256), max_running=8)
+    assert engine.memory.share_tokens == 32
+    add(engine, "open", SamplingParams(temperature=0, ignore_eos=True))
+    assert whole(run(engine)["open"]).usage.completion_tokens == 32 - len(PROMPT)
+    add(engine, "half", SamplingParams(temperature=0, ignore_eos=True), prompt_token_ids=(5,) * 20)
+    assert whole(run(engine)["half"]).usage.completion_tokens == 256 - 20
+    engine.close()
+
+
+def test_a_length_that_memory_limits_is_told_as_such(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shape = {**DECODER, "max_position_embeddings": 1024}
+    config = MixtralConfig(**shape, intermediate_size=96, num_local_experts=8, num_experts_per_tok=2)
+    tiny_model(config, torch.float32).save_pretrained(folder)
+    engine = load(folder, kv_memory=kv_memory(300))
+    assert engine.info.max_model_len == 300
+    with pytest.raises(PromptTooLong, match=r"of 300 that 225.0 KiB of kv_memory hold; ask for at most"):
+        add(engine, "a", SamplingParams(max_tokens=297))
+    with pytest.raises(PromptTooLong, match=r"301 tokens, the context 300 that 225.0 KiB of kv_memory hold"):
+        add(engine, "a", prompt_token_ids=(5,) * 301)
+    add(engine, "a", SamplingParams(max_tokens=296, temperature=0, ignore_eos=True))
+    assert len(whole(run(engine)["a"]).token_ids) == 296
     engine.close()

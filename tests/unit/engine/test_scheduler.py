@@ -84,26 +84,54 @@ def test_a_request_may_be_removed_while_it_waits_or_runs() -> None:
     assert (scheduler.num_running, scheduler.num_waiting) == (0, 0)
 
 
+def test_who_does_not_fit_now_waits_and_those_behind_wait_with_it() -> None:
+    scheduler = Scheduler(4, 8, kv_capacity=10)
+    for name, kv_bytes in {"a": 6, "b": 5, "c": 1}.items():
+        scheduler.add(name, kv_bytes)
+    assert turns(scheduler, 3) == "aaa"
+    assert (scheduler.reserved_bytes, scheduler.num_running, scheduler.num_waiting) == (6, 1, 2)
+    scheduler.remove("a")
+    assert turns(scheduler, 4) == "bcbc"
+    assert scheduler.reserved_bytes == 6
+    scheduler.remove("c")
+    scheduler.remove("b")
+    assert scheduler.reserved_bytes == 0
+
+
+def test_a_waiting_request_that_leaves_lets_the_next_in() -> None:
+    scheduler = Scheduler(4, 8, kv_capacity=10)
+    for name, kv_bytes in {"a": 6, "b": 5, "c": 4}.items():
+        scheduler.add(name, kv_bytes)
+    assert turns(scheduler, 2) == "aa"
+    scheduler.remove("b")
+    assert turns(scheduler, 3) == "aca"
+
+
+CAPACITY = 12
+
+
 class AnyLife(RuleBasedStateMachine):
     """Requests come, take steps and go in any order; `waited` counts each one's steps without a turn."""
 
     @initialize(max_running=st.integers(1, 4), max_waiting=st.integers(0, 4))
     def begin(self, max_running: int, max_waiting: int) -> None:
         self.max_running, self.max_waiting = max_running, max_waiting
-        self.scheduler = Scheduler(max_running, max_waiting)
+        self.scheduler = Scheduler(max_running, max_waiting, CAPACITY)
+        self.kv_bytes: dict[str, int] = {}  # of all present
         self.arrived: list[str] = []  # without a turn so far, in order of arrival
         self.waited: dict[str, int] = {}  # of those that had a turn
         self.names = map(str, itertools.count())
 
-    @rule()
-    def add(self) -> None:
+    @rule(kv_bytes=st.integers(0, CAPACITY))
+    def add(self, kv_bytes: int) -> None:
         name = next(self.names)
         try:
-            self.scheduler.add(name)
+            self.scheduler.add(name, kv_bytes)
         except EngineOverloaded:
             assert len(self.arrived) + len(self.waited) == self.max_running + self.max_waiting
         else:
             self.arrived.append(name)
+            self.kv_bytes[name] = kv_bytes
 
     @rule()
     def step(self) -> None:
@@ -119,12 +147,18 @@ class AnyLife(RuleBasedStateMachine):
     def remove(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from([*self.arrived, *self.waited]))
         self.scheduler.remove(name)
+        del self.kv_bytes[name]
         if self.waited.pop(name, None) is None:
             self.arrived.remove(name)
 
     @invariant()
     def nobody_starves(self) -> None:
         assert all(steps < self.max_running for steps in self.waited.values()), self.waited
+
+    @invariant()
+    def bytes_are_those_of_who_runs_and_never_above_capacity(self) -> None:
+        running = [*self.waited, *self.arrived[: self.scheduler.num_running - len(self.waited)]]
+        assert self.scheduler.reserved_bytes == sum(self.kv_bytes[name] for name in running) <= CAPACITY
 
     @invariant()
     def counts_are_those_of_the_requests_present(self) -> None:
@@ -135,6 +169,23 @@ class AnyLife(RuleBasedStateMachine):
 
 TestAnyLife = AnyLife.TestCase
 TestAnyLife.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+@given(st.lists(st.integers(0, CAPACITY), min_size=1, max_size=12), st.integers(1, 5))
+def test_every_request_gets_its_turns_until_all_are_done_whatever_it_takes(
+    sizes: list[int], max_running: int
+) -> None:
+    scheduler = Scheduler(max_running, len(sizes), CAPACITY)
+    left = dict.fromkeys(map(str, range(len(sizes))), 3)
+    for name, size in zip(left, sizes, strict=True):
+        scheduler.add(name, size)
+    for _ in range(3 * len(sizes)):
+        (name,) = scheduler.schedule().request_ids
+        left[name] -= 1
+        if not left[name]:
+            scheduler.remove(name)
+    assert not any(left.values())
+    assert scheduler.reserved_bytes == 0
 
 
 @given(num_requests=st.integers(1, 12), max_running=st.integers(1, 5))

@@ -1,0 +1,53 @@
+"""A prediction as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pgmoe.engine.roofline import TokenCost, predict
+from pgmoe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pgmoe.cli.plan import Row
+
+POINTS = 200
+
+
+def draw(model: str, rows: Sequence[Row], cost: TokenCost, path: Path) -> None:
+    """Draw tokens/s over the share of experts on the device. Raises ConfigError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("plots need matplotlib; pip install 'pgmoe[bench]'") from None
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    slots = sorted({max(1, cost.num_experts * i // POINTS) for i in range(1, POINTS + 1)})
+    axes.plot(
+        [100 * s / cost.num_experts for s in slots],
+        [predict(cost, s).tokens_per_s for s in slots],
+        color="#2a6f97",
+        label=f"the slower of both; link {cost.bandwidth / 1e9:.2f} GB/s",
+    )
+    axes.axhline(1 / cost.compute_s, color="#a9adb3", linestyle="--", label="compute, all experts resident")
+    for row in rows:
+        share = 100 * row.slots / cost.num_experts
+        axes.plot(share, row.tokens_per_s, "o", color="#2a6f97")
+        note = f"{row.budget}\n{row.device_bytes / 1e9:.2f} GB"
+        above = row.budget.endswith("%")  # one's own budget may lie close beside one of these
+        axes.annotate(
+            note,
+            (share, row.tokens_per_s),
+            textcoords="offset points",
+            xytext=(-4, 8) if above else (6, -22),
+            ha="right" if above else "left",
+            fontsize=8,
+        )
+    axes.set_xlabel("experts on the device, %")
+    axes.set_ylabel("tokens/s")
+    axes.set_ylim(0, 1.25 / cost.compute_s)
+    axes.set_xlim(0, 105)
+    axes.set_title(f"{model}: predicted by the roofline, uniform routing, one sequence", fontsize=10)
+    axes.legend(loc="lower right", fontsize=8)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,39 @@
+"""A checkpoint's needs, by a dry run of its model."""
+
+from __future__ import annotations
+
+import torch
+
+from pgmoe.config import EngineConfig
+from pgmoe.engine.dry_run import DryRun
+from pgmoe.engine.needs import Needs
+from pgmoe.engine.runner import check_context, context_of
+from pgmoe.models.loader import ModelPlan
+from pgmoe.openmp import KERNEL_CACHE_ENTRIES
+
+SAMPLING_COPIES = 8
+"""Rows of float32 logits that the choice of a token holds at most: sorted, summed up, filtered."""
+KERNEL_BYTES = {2: 1_100_000, 4: 64_000}
+"""By the bytes of an element: what torch's matrix library keeps on a CPU for each shape that it has
+multiplied. Measured on a processor with AMX, where it is most."""
+RUNTIME_BYTES = 8 * 2**20
+"""On a CPU: Python's own objects, readers' buffers, pages of the heap that are not full."""
+
+
+def measure_needs(plan: ModelPlan, config: EngineConfig, device: torch.device) -> Needs:
+    """What requests of this configuration take. Raises ConfigError for a `max_model_len` over the context."""
+    dry_run = DryRun(plan, config.prefill_chunk)
+    kept = 0
+    if device.type == "cpu":
+        kept = RUNTIME_BYTES + KERNEL_CACHE_ENTRIES * KERNEL_BYTES[plan.layers[0].dtype.itemsize]
+    sampling = SAMPLING_COPIES * 4 * dry_run.vocab_size
+
+    def workspace(num_tokens: int) -> int:
+        return max(dry_run.workspace_bytes(num_tokens), sampling) + kept
+
+    return Needs(
+        kv=dry_run.kv_size(),
+        workspace=workspace,
+        max_running=config.max_running,
+        max_model_len=check_context(config.max_model_len, context_of(plan.config)),
+    )
