@@ -18,7 +18,7 @@ from pgmoe.bench.machine import describe_machine
 from pgmoe.bench.page_cache import largest, weight_files
 from pgmoe.bench.result import current_commit, now
 from pgmoe.bench.routed_stream import RoutedStream, record_stream
-from pgmoe.engine.memory_plan import ExpertShape, plan_slots
+from pgmoe.engine.memory_plan import ExpertShape
 from pgmoe.errors import ConfigError
 from pgmoe.models.loader import ModelPlan, read_plan
 
@@ -83,7 +83,7 @@ def measure_curve(curve: Curve, place: Place, num_rounds: int, progress: Progres
 def memory_need(plan: ModelPlan, share: float) -> int:
     """Bytes that our engine needs on a CPU with this share of the experts in slots."""
     shape = ExpertShape.of(plan.layers, plan.dense_bytes)
-    return plan.dense_bytes + plan_slots(f"{share:g}%", shape) * shape.slot_bytes + BESIDE_WEIGHTS
+    return plan.dense_bytes + int(shape.expert_bytes * share / 100) + BESIDE_WEIGHTS
 
 
 class _Block:
