@@ -120,7 +120,7 @@ class _Block:
         )
         found = {s.name: s for s in series}
         shape = ExpertShape.of(self._plan.layers, self._plan.loaded_bytes(torch.device("cpu")))
-        num_slots = plan_slots(f"{self._share:g}%", shape)
+        num_slots = int(shape.expert_bytes * self._share / 100) // shape.slot_bytes
         return CurvePoint(
             share=self._share,
             num_slots=num_slots,
