@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from pgmoe.bench.arms.base import Arm
 from pgmoe.bench.job import Job, Load, Measured, Place
 from pgmoe.bench.worker import Worker
+from pgmoe.errors import PgmoeError
 
 WARM_UP_TOKENS = 8
 
@@ -40,6 +41,7 @@ def compare(
     cold_starts: Mapping[str, int] | None = None,
     limits: Mapping[str, int] | None = None,
     before_round: Callable[[], None] = lambda: None,
+    may_fail: Collection[str] = (),
 ) -> tuple[Series, ...]:
     """Load every arm in its own process, warm each up, and give each the job once a round.
 
@@ -47,7 +49,8 @@ def compare(
     meets all alike. Before that, arms named in `cold_starts` are loaded so many times alone: what one process
     has mapped of the checkpoint's files cannot be dropped from the page cache for the next.
     `limits` are bytes of memory by arm; where one is named it counts in all its processes. `before_round` is
-    called at the start of each. Raises PgmoeError if an arm fails.
+    called at the start of each. An arm of `may_fail` that fails leaves the run and has no series; any other's
+    failure raises PgmoeError.
     """
     limit_of = dict(limits or {})
     num_loads = dict(cold_starts or {})
@@ -60,20 +63,34 @@ def compare(
             with Worker(arm, place, limit_of.get(arm.name)) as worker:
                 loads[arm.name].append(worker.loaded())
     with ExitStack() as stack:
-        workers = []
+        workers: dict[str, Worker] = {}
+
+        @contextmanager
+        def leaving(arm: Arm) -> Iterator[None]:
+            try:
+                yield
+            except PgmoeError:
+                if arm.name not in may_fail:
+                    raise
+                steps.begin(f"{arm.name} failed and is left out")
+                del workers[arm.name]
+
         for arm in arms:
-            steps.begin(f"loading {arm.name}")
-            workers.append(stack.enter_context(Worker(arm, place, limit_of.get(arm.name))))
-            workers[-1].loaded()
-            steps.begin(f"warming up {arm.name}")
-            workers[-1].measure(job.first(WARM_UP_TOKENS))
+            workers[arm.name] = worker = stack.enter_context(Worker(arm, place, limit_of.get(arm.name)))
+            with leaving(arm):
+                steps.begin(f"loading {arm.name}")
+                worker.loaded()
+                steps.begin(f"warming up {arm.name}")
+                worker.measure(job.first(WARM_UP_TOKENS))
         for number in range(num_rounds):
             before_round()
-            for worker in workers:
+            for worker in list(workers.values()):
                 steps.begin(f"round {number + 1}: {worker.arm.name}")
-                rounds[worker.arm.name].append(worker.measure(job))
+                with leaving(worker.arm):
+                    rounds[worker.arm.name].append(worker.measure(job))
     steps.begin("done")
-    return tuple(Series(a.name, tuple(loads[a.name]), tuple(rounds[a.name])) for a in arms)
+    left = [arm for arm in arms if arm.name in workers]
+    return tuple(Series(a.name, tuple(loads[a.name]), tuple(rounds[a.name])) for a in left)
 
 
 class _Steps:

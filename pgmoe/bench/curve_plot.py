@@ -68,8 +68,8 @@ def plot_curve(result: CurveResult, path: Path) -> None:
 
 
 def _draw(axes: Axes, result: CurveResult, line: str, colour: str, value: Value) -> None:
-    spreads = [value(point, line) for point in result.points]
-    shares = [point.share for point in result.points]
+    points = [point for point in result.points if point.has(line)]
+    spreads, shares = [value(point, line) for point in points], [point.share for point in points]
     axes.fill_between(
         shares, [s.low for s in spreads], [s.high for s in spreads], color=colour, alpha=0.18, lw=0
     )
