@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from pgmoe.bench.arms.base import Arm
 from pgmoe.bench.job import Job, Load, Measured, Place
 from pgmoe.bench.worker import Worker
+from pgmoe.errors import PgmoeError
 
 WARM_UP_TOKENS = 8
 
@@ -40,6 +41,7 @@ def compare(
     cold_starts: Mapping[str, int] | None = None,
     limits: Mapping[str, int] | None = None,
     before_round: Callable[[], None] = lambda: None,
+    may_fail: Collection[str] = (),
 ) -> tuple[Series, ...]:
     """Load every arm in its own process, warm each up, and give each the job once a round.
 
@@ -47,33 +49,77 @@ def compare(
     meets all alike. Before that, arms named in `cold_starts` are loaded so many times alone: what one process
     has mapped of the checkpoint's files cannot be dropped from the page cache for the next.
     `limits` are bytes of memory by arm; where one is named it counts in all its processes. `before_round` is
-    called at the start of each. Raises PgmoeError if an arm fails.
+    called at the start of each. An arm of `may_fail` that fails leaves the run and has no series; any other's
+    failure raises PgmoeError.
     """
-    limit_of = dict(limits or {})
     num_loads = dict(cold_starts or {})
     steps = _Steps(progress, total=sum(num_loads.values()) + len(arms) * (2 + num_rounds))
-    loads: dict[str, list[Load]] = {arm.name: [] for arm in arms}
-    rounds: dict[str, list[Measured]] = {arm.name: [] for arm in arms}
-    for arm in arms:
-        for _ in range(num_loads.get(arm.name, 0)):
-            steps.begin(f"cold start of {arm.name}")
-            with Worker(arm, place, limit_of.get(arm.name)) as worker:
-                loads[arm.name].append(worker.loaded())
-    with ExitStack() as stack:
-        workers = []
+    run = _Run(place, job, dict(limits or {}), frozenset(may_fail), steps)
+    loads = {arm.name: run.cold_starts(arm, num_loads.get(arm.name, 0)) for arm in arms}
+    with run:
         for arm in arms:
-            steps.begin(f"loading {arm.name}")
-            workers.append(stack.enter_context(Worker(arm, place, limit_of.get(arm.name))))
-            workers[-1].loaded()
-            steps.begin(f"warming up {arm.name}")
-            workers[-1].measure(job.first(WARM_UP_TOKENS))
+            run.load(arm)
         for number in range(num_rounds):
             before_round()
-            for worker in workers:
-                steps.begin(f"round {number + 1}: {worker.arm.name}")
-                rounds[worker.arm.name].append(worker.measure(job))
+            run.round(f"round {number + 1}")
     steps.begin("done")
-    return tuple(Series(a.name, tuple(loads[a.name]), tuple(rounds[a.name])) for a in arms)
+    return tuple(Series(name, loads[name], tuple(rounds)) for name, rounds in run.rounds.items())
+
+
+class _Run(ExitStack):
+    """The arms that are loaded, until it is left."""
+
+    def __init__(
+        self, place: Place, job: Job, limits: Mapping[str, int], may_fail: frozenset[str], steps: _Steps
+    ) -> None:
+        super().__init__()
+        self.rounds: dict[str, list[Measured]] = {}
+        """Of the arms that have not failed, in the order of loading."""
+        self._workers: dict[str, Worker] = {}
+        self._place = place
+        self._job = job
+        self._limits = limits
+        self._may_fail = may_fail
+        self._steps = steps
+
+    def cold_starts(self, arm: Arm, number: int) -> tuple[Load, ...]:
+        """Load the arm so many times alone."""
+        found = []
+        for _ in range(number):
+            self._steps.begin(f"cold start of {arm.name}")
+            with self._start(arm) as worker:
+                found.append(worker.loaded())
+        return tuple(found)
+
+    def load(self, arm: Arm) -> None:
+        """Load it to stay, and warm it up."""
+        worker = self._workers[arm.name] = self.enter_context(self._start(arm))
+        self.rounds[arm.name] = []
+        with self._leaving(arm.name):
+            self._steps.begin(f"loading {arm.name}")
+            worker.loaded()
+            self._steps.begin(f"warming up {arm.name}")
+            worker.measure(self._job.first(WARM_UP_TOKENS))
+
+    def round(self, what: str) -> None:
+        """Everyone once."""
+        for name in list(self.rounds):
+            self._steps.begin(f"{what}: {name}")
+            with self._leaving(name):
+                self.rounds[name].append(self._workers[name].measure(self._job))
+
+    def _start(self, arm: Arm) -> Worker:
+        return Worker(arm, self._place, self._limits.get(arm.name))
+
+    @contextmanager
+    def _leaving(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except PgmoeError:
+            if name not in self._may_fail:
+                raise
+            self._steps.begin(f"{name} failed and is left out")
+            del self.rounds[name]
 
 
 class _Steps:

@@ -13,7 +13,7 @@ from pgmoe.bench.compare import WARM_UP_TOKENS, Progress, Series, compare
 from pgmoe.bench.curve_result import CurvePoint, CurveResult
 from pgmoe.bench.disk_rate import best_rate
 from pgmoe.bench.job import Job, Place
-from pgmoe.bench.lines import Line
+from pgmoe.bench.lines import PGMOE, Line
 from pgmoe.bench.machine import describe_machine
 from pgmoe.bench.page_cache import largest, weight_files
 from pgmoe.bench.result import current_commit, now
@@ -117,6 +117,7 @@ class _Block:
             progress,
             limits=limits if self._curve.limited else None,
             before_round=lambda: bandwidth.append(self._bandwidth(place)),
+            may_fail=[arm.name for arm in self._peers() if arm not in self._references.values()],
         )
         found = {s.name: s for s in series}
         shape = ExpertShape.of(self._plan.layers, self._plan.loaded_bytes(torch.device("cpu")))
@@ -131,6 +132,10 @@ class _Block:
             belady_bytes=self._stream.belady_bytes(num_slots),
         )
 
+    def _peers(self) -> list[Arm]:
+        """They may find too little memory in what ours needs."""
+        return [self._arms[line.name] for line in self._curve.lines if line.engine != PGMOE]
+
     def _bandwidth(self, place: Place) -> float:
         if self._curve.link_bytes_per_s is not None:
             return self._curve.link_bytes_per_s
@@ -141,7 +146,7 @@ class _Block:
 
 
 def _renamed(found: dict[str, Series], arms: dict[str, Arm]) -> Iterator[Series]:
-    return (replace(found[arm.name], name=name) for name, arm in arms.items())
+    return (replace(found[arm.name], name=name) for name, arm in arms.items() if arm.name in found)
 
 
 def _conditions(curve: Curve, place: Place, num_rounds: int) -> dict[str, str]:
@@ -167,7 +172,7 @@ def _conditions(curve: Curve, place: Place, num_rounds: int) -> dict[str, str]:
         "order": (
             f"for each share {num_rounds} interleaved rounds after a warm-up, with one of all experts "
             "resident in each; every line is a process of its own; medians, smallest and largest; ratios are "
-            "taken within a round"
+            "taken within a round; a peer without a row at a share could not run within its limit"
         ),
         "memory limit": limits,
         "link": link,

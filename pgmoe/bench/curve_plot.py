@@ -57,19 +57,13 @@ def plot_curve(result: CurveResult, path: Path) -> None:
     figure.legend(
         *right.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9, frameon=False
     )
-    machine = result.machine
-    figure.suptitle(
-        f"{result.name}  ·  {machine.num_cores} cores of {machine.processor}  ·  {_memory(result)}  ·  "
-        f"{result.date[:10]}, {result.commit}",
-        fontsize=9,
-        color="#555555",
-    )
+    figure.suptitle(_title(result), fontsize=9, color="#555555")
     figure.savefig(path, dpi=120)
 
 
 def _draw(axes: Axes, result: CurveResult, line: str, colour: str, value: Value) -> None:
-    spreads = [value(point, line) for point in result.points]
-    shares = [point.share for point in result.points]
+    points = [point for point in result.points if point.has(line)]
+    spreads, shares = [value(point, line) for point in points], [point.share for point in points]
     axes.fill_between(
         shares, [s.low for s in spreads], [s.high for s in spreads], color=colour, alpha=0.18, lw=0
     )
@@ -81,6 +75,8 @@ def _colours(result: CurveResult) -> dict[str, str]:
     return {line: PEERS.get(line) or next(ours) for line in result.lines}
 
 
-def _memory(result: CurveResult) -> str:
+def _title(result: CurveResult) -> str:
     limited = any(point.limit_bytes is not None for point in result.points)
-    return "all lines under the same memory limit" if limited else "no memory limit"
+    memory = "all lines under the same memory limit" if limited else "no memory limit"
+    machine = f"{result.machine.num_cores} cores of {result.machine.processor}"
+    return "  ·  ".join([result.name, machine, memory, f"{result.date[:10]}, {result.commit}"])

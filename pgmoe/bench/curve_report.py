@@ -92,7 +92,7 @@ def _ratios(result: CurveResult) -> list[str]:
     for line in others:
         same = line.partition(",")[0] == first.partition(",")[0]
         fast, slow = (line, first) if same else (first, line)
-        for point in result.points:
+        for point in (p for p in result.points if p.has(line)):
             ratio = paired_ratio(point.of(fast).speeds, point.of(slow).speeds)
             found.append(
                 f"- {point.share:g}%: **{fast}** decodes {ratio.text(2)} times as fast as **{slow}**"

@@ -27,6 +27,10 @@ class CurvePoint:
     belady_bytes: float
     """Per token: what the best cache of so many slots, one that knew the future, would have had to read."""
 
+    def has(self, line: str) -> bool:
+        """Whether the line could run there."""
+        return any(s.name == line for s in self.series)
+
     def of(self, line: str) -> Series:
         """The series of a line."""
         return next(s for s in self.series if s.name == line)

@@ -18,6 +18,7 @@ from pgmoe.models.checkpoint import Checkpoint, StoredTensor
 if TYPE_CHECKING:
     from gguf import GGUFWriter, TensorNameMap
 
+_GGML_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)(\.\w+)")
 _QUERY_OR_KEY = re.compile(r"blk\.\d+\.attn_(q|k)")
 
@@ -88,19 +89,13 @@ def write_gguf(model: str, path: Path, dtype: torch.dtype) -> None:
     partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(partial, family.architecture)
-    kinds = {
-        torch.float32: GGMLQuantizationType.F32,
-        torch.float16: GGMLQuantizationType.F16,
-        torch.bfloat16: GGMLQuantizationType.BF16,
-    }
     try:
         _describe(writer, checkpoint.config, family)
         for target in targets:
             size = target.dtype.itemsize
             row = (*target.shape[:-1], target.shape[-1] * size)
-            writer.add_tensor_info(
-                target.name, row, np.dtype(np.uint8), int(np.prod(row)), kinds[target.dtype]
-            )
+            kind = GGMLQuantizationType[_GGML_TYPES[target.dtype]]
+            writer.add_tensor_info(target.name, row, np.dtype(np.uint8), int(np.prod(row)), kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()

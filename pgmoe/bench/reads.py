@@ -56,9 +56,7 @@ def measure_reads(
             drop_from_page_cache(files)
             progress("the disk alone", number, num_rounds)
             blocks = sorted({*BLOCK_BYTES, bench.expert_bytes // 4096 * 4096})
-            disk.append(read_rates(largest(files), RATE_BYTES, blocks))
-            if not disk[-1]:
-                raise ConfigError(f"{model} cannot be read past the page cache; put it on another disk")
+            disk.append(_plain_rates(largest(files), blocks))
             alone.append(bench.compute.run(seconds))
             for num_readers in readers:
                 progress(f"{num_readers} readers", number, num_rounds)
@@ -75,6 +73,13 @@ def measure_reads(
         compute_alone_per_s=tuple(alone),
         series=tuple(ReadsSeries(n, tuple(r)) for n, r in rounds.items()),
     )
+
+
+def _plain_rates(path: Path, blocks: Sequence[int]) -> tuple[DiskRate, ...]:
+    rates = read_rates(path, RATE_BYTES, blocks)
+    if not rates:
+        raise ConfigError(f"{path} cannot be read past the page cache; put it on another disk")
+    return rates
 
 
 class _Reads:

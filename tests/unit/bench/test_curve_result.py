@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,15 @@ def test_a_curves_report_has_a_row_for_each_line_and_share() -> None:
     assert limits[2:5] == ["2.00 GB", "0.75 (0.50-1.00) GB/s", "100.0 MB"]
     assert "- 50%: **pgmoe, on_demand** decodes 9.50 (9.00-10.00) times as fast as **llama.cpp**" in report
     assert render_result(made_up_curve()) == report
+
+
+def test_a_peer_that_could_not_run_at_a_share_is_neither_shown_nor_drawn_there(tmp_path: Path) -> None:
+    whole = made_up_curve()
+    half = replace(whole.points[1], series=whole.points[1].series[:2])
+    curve = replace(whole, points=(whole.points[0], half))
+    assert "| 50% | accelerate |" not in render_curve(curve)
+    assert "| 100% | accelerate |" in render_curve(curve)
+    draw_result(curve, tmp_path / "picture.png")
 
 
 def test_a_curve_can_be_drawn(tmp_path: Path) -> None:

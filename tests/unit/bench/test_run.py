@@ -9,6 +9,7 @@ import torch
 
 from pgmoe.bench.arms.engine import EngineArm
 from pgmoe.bench.benchmarks import NO_CACHE, RESIDENT, custom
+from pgmoe.bench.compare import compare
 from pgmoe.bench.job import Job, Place
 from pgmoe.bench.random_model import OlmoeShape, save_random_olmoe
 from pgmoe.bench.report import render
@@ -80,6 +81,14 @@ def test_a_process_that_dies_is_reported(place: Place) -> None:
         worker._process.kill()
         with pytest.raises(PgmoeError, match="'no cache': its process ended with status -9"):
             worker.measure(Job((1, 2), 3))
+
+
+def test_an_arm_that_may_fail_leaves_the_others_their_rounds(place: Place) -> None:
+    arms, job = [EngineArm("tiny", "1KiB"), NO_CACHE], Job((1, 2), 9)
+    said: list[str] = []
+    (series,) = compare(arms, place, job, 2, lambda what, *_: said.append(what), may_fail=["tiny"])
+    assert (series.name, len(series.rounds)) == ("no cache", 2)
+    assert "tiny failed and is left out" in said
 
 
 def test_an_arm_twice_is_refused(place: Place) -> None:
