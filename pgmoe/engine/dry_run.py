@@ -17,6 +17,7 @@ from pgmoe.engine.kv_size import KvPart, KvSize
 from pgmoe.engine.live_bytes import LiveBytes
 from pgmoe.engine.runner import ModelRunner
 from pgmoe.experts.compute import apply_ffn
+from pgmoe.experts.expander import Expander
 from pgmoe.experts.grouping import TokenGroups
 from pgmoe.layout import ExpertLayer
 from pgmoe.models.families import find_sockets
@@ -44,8 +45,9 @@ class DryRun:
         self._model = plan.skeleton
         self._is_encoder_decoder = bool(plan.config.is_encoder_decoder)
         self._chunk = prefill_chunk
+        expander = Expander(plan.layers, META)
         for socket, layer in zip(find_sockets(plan.skeleton), plan.layers, strict=True):
-            socket.module.routed_experts = _DryExperts(layer)  # type: ignore[assignment]
+            socket.module.routed_experts = _DryExperts(layer, expander)  # type: ignore[assignment]
 
     @property
     def vocab_size(self) -> int:
@@ -115,11 +117,10 @@ class DryRun:
 class _DryExperts:
     """Makes the tensors that PooledExperts makes at most: all tokens have one expert in common."""
 
-    def __init__(self, layer: ExpertLayer) -> None:
+    def __init__(self, layer: ExpertLayer, expander: Expander) -> None:
         self._ffn = layer.ffn
-        self._weights = {
-            r.name: torch.empty(r.shape, dtype=r.dtype, device=META) for r in layer.layout.regions
-        }
+        stored = {r.name: torch.empty(r.shape, dtype=r.dtype, device=META) for r in layer.layout.regions}
+        self._weights = expander.weights(layer, stored)
 
     def __call__(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         places_R = torch.argsort(top_k_index.flatten())

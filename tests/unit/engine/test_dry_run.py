@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from pgmoe.engine.dry_run import DryRun
 from pgmoe.engine.live_bytes import LiveBytes
 from pgmoe.engine.llm import LLM
 from pgmoe.engine.runner import ModelRunner
+from pgmoe.experts.expander import expanded_bytes
 from pgmoe.models.loader import read_plan
 from pgmoe.request import Request, SamplingParams
-from tests.conftest import TinyCheckpoints
-from tests.support.checkpoints import ENCODER_DECODER_FAMILIES, FAMILIES
+from tests.conftest import QuantisedCheckpoints, TinyCheckpoints
+from tests.support.checkpoints import FAMILIES
 
 CHUNK = 16
 PROMPT = tuple(range(5, 55))
@@ -64,28 +66,15 @@ def test_a_cache_holds_what_was_predicted_of_it(tiny: TinyCheckpoints, family: s
     assert sequence.kv_bytes == kv.request_bytes(len(PROMPT), in_decoder + NUM_ANSWER) > largest
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_holds_no_more_than_was_predicted_and_not_much_less(
-    tiny: TinyCheckpoints, family: str
-) -> None:
-    folder, chunk, num_tokens = tiny(family, torch.bfloat16), 32, 96
-    predicted = DryRun(read_plan(str(folder)), chunk).workspace_bytes(num_tokens)
+def most_held(folder: Path, chunk: int, num_tokens: int) -> int:
+    """Most bytes beyond what is kept, in a step of a sequence of so many random tokens."""
     with LLM(folder, device="cpu", prefill_chunk=chunk) as llm, torch.inference_mode():
         assembly = llm._engine._assembly
         model = assembly.loaded.model
         weights = [*model.parameters(), *model.buffers(), assembly.pool._arena._memory]
-        if family in ENCODER_DECODER_FAMILIES:
-            pending = [1]
-        else:
-            pending = torch.randint(
-                5, 100, (num_tokens,), generator=torch.Generator().manual_seed(1)
-            ).tolist()
+        ids = torch.randint(5, 100, (num_tokens,), generator=torch.Generator().manual_seed(1)).tolist()
         params = SamplingParams(max_tokens=1)
-        ids = tuple(
-            torch.randint(5, 100, (num_tokens - 1,), generator=torch.Generator().manual_seed(2)).tolist()
-        )
-        sequence = llm._engine.accept(Request(request_id="a", prompt_token_ids=ids, params=params))
-        sequence.pending = pending
+        sequence = llm._engine.accept(Request(request_id="a", prompt_token_ids=tuple(ids), params=params))
         runner, most = ModelRunner(model, torch.device("cpu"), chunk), 0
         while sequence.pending:
             before = held(sequence)
@@ -94,7 +83,26 @@ def test_a_step_holds_no_more_than_was_predicted_and_not_much_less(
                 del known
                 runner.step(sequence)
             most = max(most, live.peak - (held(sequence) - before))
-    assert predicted * 0.9 <= most <= predicted
+    return most
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_holds_no_more_than_was_predicted_and_not_much_less(
+    tiny: TinyCheckpoints, family: str
+) -> None:
+    folder = tiny(family, torch.bfloat16)
+    predicted = DryRun(read_plan(str(folder)), 32).workspace_bytes(96)
+    assert predicted * 0.9 <= most_held(folder, 32, 96) <= predicted
+
+
+@pytest.mark.parametrize("kind", ["mxfp4 gpt_oss", "fp8 deepseek in part", "fp8 mixtral"])
+def test_expanding_quantised_experts_is_part_of_a_step(quantised: QuantisedCheckpoints, kind: str) -> None:
+    folder = quantised(kind)
+    plan = read_plan(str(folder))
+    predicted = DryRun(plan, 32).workspace_bytes(96)
+    assert predicted > expanded_bytes(plan.layers) > 0
+    # The prediction has one expert get all tokens, here none does.
+    assert predicted * 0.6 <= most_held(folder, 32, 96) <= predicted
 
 
 def test_tensors_count_from_their_making_to_their_end_and_views_once() -> None:
