@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from monitoring.promql import now, per_second, quantile, share
+from monitoring.promql import now, per_second, quantile, share, utilisation
 from pgmoe.metrics import names
 from pgmoe.metrics.names import Metric
 
@@ -122,7 +122,7 @@ EXPERTS = Row(
             "Expert bytes per second",
             names.TRANSFER_BYTES.help,
             "Bps",
-            (_query(per_second(names.TRANSFER_BYTES, "link"), "{{link}}"),),
+            (_query(per_second(names.TRANSFER_BYTES, "link", "reason"), "{{link}} {{reason}}"),),
             width=8,
         ),
         _latency("Transfer time", names.TRANSFER_TIME),
@@ -137,4 +137,52 @@ EXPERTS = Row(
     ),
 )
 
-ROWS = (TRAFFIC, EXPERTS)
+LINKS = Row(
+    "Prefetch and links",
+    (
+        Panel(
+            "Prefetched bytes per second",
+            f"Do guesses pay? {names.PREFETCH_BYTES.help}",
+            "Bps",
+            (_query(per_second(names.PREFETCH_BYTES, "outcome"), "{{outcome}}"),),
+            width=8,
+        ),
+        Panel(
+            "Guessing",
+            f"Has it switched itself off? Replicas that guess now. {names.PREFETCH_ON.help}",
+            "short",
+            (_query(now(names.PREFETCH_ON), "replicas that guess"),),
+            width=8,
+        ),
+        Panel(
+            "Guessing switched per second",
+            f"Is it undecided? {names.PREFETCH_SWITCHES.help}",
+            "cps",
+            (_query(per_second(names.PREFETCH_SWITCHES), "switches"),),
+            width=8,
+        ),
+        Panel(
+            "Link utilisation",
+            "Is a link the limit? Bytes moved, as a share of what the link carried when it was measured.",
+            "percentunit",
+            (_query(utilisation(names.TRANSFER_BYTES, names.LINK_BANDWIDTH, "link"), "{{link}}"),),
+            width=8,
+        ),
+        Panel(
+            "Link busy",
+            f"Does a link rest? {names.LINK_BUSY.help} As a share of the time, summed over replicas.",
+            "percentunit",
+            (_query(per_second(names.LINK_BUSY, "link"), "{{link}}"),),
+            width=8,
+        ),
+        Panel(
+            "Stall by layer",
+            "Which layers does compute wait for? As a share of the time, summed over replicas.",
+            "percentunit",
+            (_query(per_second(names.STALL_TIME, "layer"), "layer {{layer}}"),),
+            width=8,
+        ),
+    ),
+)
+
+ROWS = (TRAFFIC, EXPERTS, LINKS)

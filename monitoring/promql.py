@@ -41,6 +41,11 @@ def share(part: Metric, rest: Metric, *by: str) -> str:
     return f"({grown} or 0 * {other}) / ({grown} + {other} or {grown} or {other})"
 
 
+def utilisation(moved: Metric, capacity: Metric, *by: str) -> str:
+    """A counter's growth per second as a share of a gauge that says how fast it could grow."""
+    return f"{per_second(moved, *by)} / {now(capacity, *by)}"
+
+
 def values_of(label: str, metric: Metric, where: str = "") -> str:
     """Grafana's query for a variable: the values that `label` takes in the series of `metric`."""
     return (
