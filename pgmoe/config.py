@@ -72,7 +72,7 @@ class EngineConfig(BaseModel):
     direct_io: bool = True
     """Read experts past the page cache (O_DIRECT) where the file system allows it."""
 
-    num_readers: int = Field(default=4, ge=1, le=64)
+    num_readers: int = Field(default=2, ge=1, le=64)
     """Threads that read experts from disk."""
 
     num_threads: int | None = Field(default=None, ge=1)

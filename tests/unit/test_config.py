@@ -25,7 +25,7 @@ OPTIONS = {
     "emulated_link": None,
     "emulated_latency_s": 1e-5,
     "direct_io": True,
-    "num_readers": 4,
+    "num_readers": 2,
     "num_threads": None,
     "max_model_len": None,
     "max_running": 4,
