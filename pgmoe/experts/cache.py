@@ -56,6 +56,15 @@ class ExpertCache:
         if not self._pins[expert]:
             del self._pins[expert]
 
+    @property
+    def busy(self) -> set[ExpertId]:
+        """Experts that are in flight or pinned."""
+        return self._in_flight | set(self._pins)
+
+    def has_room(self) -> bool:
+        """Whether `begin` would find a slot, sparing nobody but those in use."""
+        return bool(self._free) or self._policy.victim(self._pins) is not None
+
     def begin(
         self,
         expert: ExpertId,

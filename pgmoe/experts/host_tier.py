@@ -53,15 +53,22 @@ class HostTier:
         """Whether it lies here, ready to be copied."""
         return self._cache.state(expert) is SlotState.READY
 
-    def reserve(self, expert: ExpertId) -> tuple[HostBlob, bool] | None:
-        """The blob for a transfer of this expert, and whether it lies there already.
+    @property
+    def in_use(self) -> set[ExpertId]:
+        """Experts with a transfer under way."""
+        return self._cache.busy
 
-        None, changing nothing, if it does not and no blob can be had now. `release` follows.
-        """
+    def has_room(self, expert: ExpertId) -> bool:
+        """Whether `reserve` may be called: it lies here, or some blob is free or can be given up now."""
+        return expert in self or self._cache.has_room()
+
+    def reserve(self, expert: ExpertId) -> tuple[HostBlob, bool]:
+        """The blob for a transfer of this expert, and whether it lies there already. `release` follows."""
         if ready := expert in self:
             self._cache.pin(expert)
-        elif self._cache.begin(expert) is None:
-            return None
+        else:
+            begun = self._cache.begin(expert)
+            assert begun is not None, expert
         return self._blobs[self._cache.slot_of(expert)], ready
 
     def release(self, expert: ExpertId, *, arrived: bool) -> None:
@@ -88,7 +95,8 @@ class HostTier:
         Raises ExpertReadError.
         """
         for expert in experts:
-            assert self._cache.begin(expert) is not None, expert
+            begun = self._cache.begin(expert)
+            assert begun is not None, expert
 
         def load(expert: ExpertId) -> int:
             memory = self._blobs[self._cache.slot_of(expert)].memory

@@ -76,11 +76,13 @@ class ExpertPool:
         """
         assert not self._leased, layer
         self._leased = True
-        lease = Lease(self, layer, [ExpertId(layer, e) for e in experts], at_once)
         try:
-            yield lease.lend()
+            lease = Lease(self, layer, [ExpertId(layer, e) for e in experts], at_once)
+            try:
+                yield lease.lend()
+            finally:
+                lease.settle()
         finally:
-            lease.settle()
             self._leased = False
             self._stats.resident = len(self._cache)
 
@@ -118,6 +120,19 @@ class ExpertPool:
         """Stop reading and give back files."""
         self._link.close()
         self._store.close()
+
+    def check_integrity(self) -> None:
+        """Assert that the books of cache, host tier and link agree; for tests."""
+        self._cache.check_integrity()
+        every = [ExpertId(i, e) for i, layer in enumerate(self._layers) for e in range(layer.num_experts)]
+        by_state = {s: {e for e in every if self._cache.state(e) is s} for s in SlotState}
+        assert by_state[SlotState.IN_FLIGHT] == set(self._under_way)
+        assert by_state[SlotState.READY] == set(self._lendable)
+        assert not self._unproven & by_state[SlotState.MISSING]
+        assert all(e in self._unproven for e, t in self._under_way.items() if t.urgency is not Urgency.DEMAND)
+        if self._host is not None:
+            self._host.check_integrity()
+            assert self._host.in_use == set(self._under_way)
 
     # What a lease does to the pool, step by step.
 
@@ -190,17 +205,15 @@ class ExpertPool:
 
     def _order(self, expert: ExpertId, urgency: Urgency) -> bool:
         """Reserve what the expert needs on each tier and order it; False, changing nothing, if that fails."""
-        blob, from_disk = None, True
-        if self._host is not None:
-            reserved = self._host.reserve(expert)
-            if reserved is None:
-                return False
-            blob, from_disk = reserved[0], not reserved[1]
+        if self._host is not None and not self._host.has_room(expert):
+            return False
         place = self._place(expert, urgency)
         if place is None:
-            if self._host is not None:
-                self._host.release(expert, arrived=False)
             return False
+        blob, from_disk = None, True
+        if self._host is not None:
+            blob, in_host = self._host.reserve(expert)
+            from_disk = not in_host
         reason = "demand" if urgency is Urgency.DEMAND else "prefetch"
         transfer = Transfer(expert, self._arena.slot(place), urgency, reason, blob, from_disk)
         self._under_way[expert] = transfer

@@ -14,8 +14,11 @@ from pgmoe.experts.cache import ExpertCache, SlotState
 from pgmoe.experts.compute import PooledExperts
 from pgmoe.experts.host_tier import HostTier
 from pgmoe.experts.limiter import PrefetchLimiter
+from pgmoe.experts.links.base import Link
 from pgmoe.experts.links.copiers import RamCopier
+from pgmoe.experts.links.emulated import EMULATED, Clock, EmulatedLink
 from pgmoe.experts.links.tiered import TieredLink
+from pgmoe.experts.placement import every_expert
 from pgmoe.experts.policies import make_policy
 from pgmoe.experts.policies.base import EvictionPolicy
 from pgmoe.experts.pool import ExpertPool, Weights
@@ -107,6 +110,8 @@ class PoolParts:
     stats: ExpertStats = field(default_factory=ExpertStats)
     num_host_blobs: int = 0
     """Experts that host memory holds between disk and slots; 0 is no such tier."""
+    clock: Clock | None = None
+    """Makes the link an emulated one that takes a second for each expert, by this clock."""
 
     def __post_init__(self) -> None:
         slot_bytes = max(layer.layout.slot_bytes for layer in self.layers)
@@ -115,9 +120,26 @@ class PoolParts:
         self.host: HostTier | None = None
         if self.num_host_blobs:
             self.host = HostTier(self.num_host_blobs, slot_bytes, self._make_policy(), pinned=False)
+        self.link = self._emulated(slot_bytes) if self.clock else self._tiered()
+        self.pool = ExpertPool(
+            self.layers, self.store, self.arena, self.cache, self.link, self.stats, self.host
+        )
+
+    def _tiered(self) -> Link:
         copier = None if self.host is None else RamCopier()
-        link = TieredLink(self.store, self.num_readers, copier, self.stats)
-        self.pool = ExpertPool(self.layers, self.store, self.arena, self.cache, link, self.stats, self.host)
+        return TieredLink(self.store, self.num_readers, copier, self.stats)
+
+    def _emulated(self, slot_bytes: int) -> Link:
+        every = every_expert(self.layers)
+        source = HostTier(len(every), slot_bytes, self._make_policy(), pinned=False)
+        source.fill(every, self.store, num_readers=1)
+        bandwidth = self.layers[0].layout.weight_bytes
+        return EmulatedLink(
+            source, self._weight_bytes, self.stats.links[EMULATED], bandwidth=bandwidth, clock=self.clock
+        )
+
+    def _weight_bytes(self, expert: ExpertId) -> int:
+        return self.layers[expert.layer].layout.weight_bytes
 
     def _make_policy(self) -> EvictionPolicy:
         return make_policy(self.policy, [layer.num_experts for layer in self.layers])
@@ -139,11 +161,13 @@ class PoolParts:
 
     def resident(self) -> set[ExpertId]:
         """Experts in slots; asserts that none is in flight and the books are right."""
-        self.cache.check_integrity()
-        every = {ExpertId(i, e) for i, layer in enumerate(self.layers) for e in range(layer.num_experts)}
-        states = {expert: self.cache.state(expert) for expert in every}
-        assert SlotState.IN_FLIGHT not in states.values()
-        return {expert for expert, state in states.items() if state is SlotState.READY}
+        self.pool.check_integrity()
+        assert not self.in_state(SlotState.IN_FLIGHT)
+        return self.in_state(SlotState.READY)
+
+    def in_state(self, state: SlotState) -> set[ExpertId]:
+        """The experts that stand so with the slots."""
+        return {expert for expert in every_expert(self.layers) if self.cache.state(expert) is state}
 
 
 class GatedStore:
