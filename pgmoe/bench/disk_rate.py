@@ -40,19 +40,19 @@ def read_rate(path: Path, num_threads: int, block_bytes: int, num_bytes: int) ->
     for buffer in buffers:
         buffer.fill(0)  # or the first read would pay for its pages
 
-    def work(thread: int) -> None:
+    def work(thread: int) -> int:
         draw = random.Random(thread)
-        for _ in range(num_reads):
-            os.preadv(descriptor, [buffers[thread].data], draw.randrange(num_places) * PAGE)
+        target = [buffers[thread].data]
+        return sum(os.preadv(descriptor, target, draw.randrange(num_places) * PAGE) for _ in range(num_reads))
 
     try:
         with ThreadPoolExecutor(num_threads) as threads:
             begin = time.perf_counter()
-            list(threads.map(work, range(num_threads)))
+            total = sum(threads.map(work, range(num_threads)))
             seconds = time.perf_counter() - begin
     finally:
         os.close(descriptor)
-    return DiskRate(num_threads, block_bytes, num_threads * num_reads * block_bytes / seconds)
+    return DiskRate(num_threads, block_bytes, total / seconds)
 
 
 def read_rates(

@@ -117,13 +117,13 @@ def _cost(
 def _disk_speed(found: ModelPlan) -> float:
     from pgmoe.config import EngineConfig
     from pgmoe.experts.links.bandwidth import measure_reads
-    from pgmoe.experts.stores.disk import DiskStore
+    from pgmoe.experts.stores.opening import open_disk_store
     from pgmoe.layout import ExpertId
 
     experts = [ExpertId(i, e) for i, layer in enumerate(found.layers) for e in range(layer.num_experts)]
     slot_bytes = max(layer.layout.slot_bytes for layer in found.layers)
     config = EngineConfig(model=str(found.checkpoint.folder))
-    store = DiskStore(found.layers, direct_io=config.direct_io)
+    store = open_disk_store(found.layers, direct_io=config.direct_io, check_pack=False)
     try:
         speed = measure_reads(store, experts, slot_bytes, config.num_readers)
     finally:

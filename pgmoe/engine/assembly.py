@@ -14,12 +14,13 @@ from pgmoe.config import EngineConfig
 from pgmoe.engine.free_memory import allocating, free_ram
 from pgmoe.engine.measured_needs import measure_needs
 from pgmoe.engine.memory_plan import ExpertShape, MemoryPlan, plan_host_experts, plan_memory
+from pgmoe.engine.named_options import check_options
 from pgmoe.engine.tiers import Progress, TierBuilder
 from pgmoe.errors import ConfigError
 from pgmoe.experts.cache import ExpertCache
 from pgmoe.experts.compute import PooledExperts
 from pgmoe.experts.limiter import PrefetchLimiter
-from pgmoe.experts.policies import check_policy, make_policy
+from pgmoe.experts.policies import make_policy
 from pgmoe.experts.pool import ExpertPool
 from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.experts.slots import SlotArena
@@ -64,7 +65,7 @@ def assemble(
 
     `wrap_gating` may put something around the gating that sees all that it sees, a recorder for one.
     """
-    check_policy(config.policy)
+    check_options(config)
     stats.policy = config.policy
     device = resolve_device(config.device)
     packing = config.pack == "auto"
@@ -87,8 +88,8 @@ def assemble(
         on_failure.callback(loaded.close)
         with allocating("expert slots", num_slots * shape.slot_bytes, device, "give a smaller device_memory"):
             arena = SlotArena(num_slots, shape.slot_bytes, device)
-        tiers = TierBuilder(config, loaded.layers, device, stats, progress).build(arena, num_in_host)
         policy = make_policy(config.policy, [layer.num_experts for layer in loaded.layers])
+        tiers = TierBuilder(config, loaded.layers, device, stats, progress).build(arena, num_in_host)
         cache = ExpertCache(num_slots, policy)
         pool = ExpertPool(loaded.layers, tiers.store, arena, cache, tiers.link, stats, tiers.host)
         on_failure.callback(pool.close)

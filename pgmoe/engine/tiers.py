@@ -39,7 +39,7 @@ class Tiers:
     """The tier that the link passes through, if there is one."""
     link: Link
     bandwidth: float
-    """Bytes per second of the slowest hop that experts may have to take."""
+    """Bytes per second of the slowest hop that experts may have to take; 0 where none is measured."""
 
 
 class TierBuilder:
@@ -79,15 +79,15 @@ class TierBuilder:
         if host is not None:
             disk, copier = DISK_TO_HOST, RamCopier() if on_cpu else StreamCopier(self._device)
             self._fill(host, spread_evenly(self._layers, num_in_host), store)
-        links, bandwidth = self._stats.links, float("inf")
+        links, bandwidth = self._stats.links, 0.0
         if host is not None:
             bandwidth = measure_copies(host.any_memory, arena.slot(0))
             links[HOST_TO_DEVICE].bandwidth = bandwidth
-        if num_in_host < len(experts):
+        if num_in_host == len(experts):
+            store.close()  # its files are no longer needed
+        elif arena.num_slots < len(experts):  # else each is read but once, whatever the disk carries
             bandwidth = measure_reads(store, experts, self._slot_bytes, config.num_readers)
             links[disk].bandwidth = bandwidth
-        else:
-            store.close()  # its files are no longer needed
         link = TieredLink(store, config.num_readers, copier, self._stats)
         return Tiers(store, host, link, bandwidth)
 
@@ -106,6 +106,7 @@ class TierBuilder:
         experts = every_expert(self._layers)
         source = self._allocate_host(len(experts))
         self._fill(source, experts, store)
+        store.close()  # its files are no longer needed
         link = EmulatedLink(
             source,
             lambda expert: self._layers[expert.layer].layout.weight_bytes,

@@ -41,7 +41,7 @@ class PooledExperts:
         ids_NK, ahead_NK = _to_host(top_k_index, ahead)
         routing = Routing(self._index, ids_NK.tolist(), top_k_weights, ahead_NK.tolist())
         if len(hidden) == 1:
-            return self._one_token(hidden, routing)
+            return self._one_token(hidden, top_k_index[0].argsort(), routing)
         groups = TokenGroups.of(ids_NK, self._layer.num_experts, hidden.device)
         x_RD = hidden[groups.tokens]
         y_RD = torch.empty_like(x_RD)
@@ -51,18 +51,20 @@ class PooledExperts:
                 y_of[expert.index].copy_(apply_ffn(self._layer.ffn, expert.weights, x_of[expert.index]))
         return groups.add_up(y_RD, top_k_weights)
 
-    def _one_token(self, hidden: Tensor, routing: Routing) -> Tensor:
-        """The same for a single token, with few operations: decoding does this in every layer."""
+    def _one_token(self, hidden: Tensor, order_K: Tensor, routing: Routing) -> Tensor:
+        """The same for a single token, with few operations: decoding does this in every layer.
+
+        order_K sorts its ids; it is made on the device, or adding up would have to wait for the host.
+        """
         (ids_K,), (weights_K,) = routing.ids, routing.weights
-        chosen = sorted((e, k) for k, e in enumerate(ids_K) if e < self._layer.num_experts)
-        row_of = {e: row for row, (e, _) in enumerate(chosen)}
+        chosen = sorted(e for e in ids_K if e < self._layer.num_experts)
+        row_of = {e: row for row, e in enumerate(chosen)}
         assert len(row_of) == len(chosen), chosen
         token = LoneToken(self._layer, hidden[0], len(chosen))
         with self._lease(routing, list(row_of), at_once=len(chosen)) as lent:
             for batch in lent:
                 token.apply({row_of[expert.index]: expert.weights for expert in batch})
-        order = torch.tensor([k for _, k in chosen], dtype=torch.int64, device=weights_K.device)
-        return token.weighted_sum(weights_K[order])[None]
+        return token.weighted_sum(weights_K[order_K[: len(chosen)]])[None]
 
     @contextmanager
     def _lease(

@@ -106,7 +106,8 @@ class PrefetchLimiter:
     def allowance(self, in_flight_bytes: int, distance: int = 1) -> int:
         """Bytes that may be ordered now on a guess about the layer `distance` layers ahead.
 
-        Whatever the link still has to carry before them, on demand or by a guess, is told and taken off.
+        What the link still has to carry of earlier guesses is told and taken off. What is demanded is not: it
+        goes first, and compute waits for it, which is no part of the window.
         """
         return max(0, distance * self.budget_bytes - in_flight_bytes) if self.on else 0
 
@@ -120,7 +121,7 @@ class PrefetchLimiter:
         self.late_bytes += num_bytes
 
     def wasted(self, num_bytes: int) -> None:
-        """A guess was evicted unused, or failed."""
+        """A guess was evicted unused."""
         self.wasted_bytes += num_bytes
         self._judge(0, num_bytes)
 

@@ -21,7 +21,7 @@ class Prefetcher:
     """One gating's predictions, followed within what the limiter allows. For the computing thread alone.
 
     Exact selections are ordered at once. Guesses get what the link carries in the time that a layer computes,
-    and nothing while they do not pay.
+    one expert at a time where that is less, and nothing while they do not pay.
     """
 
     def __init__(

@@ -62,11 +62,16 @@ GATINGS: dict[str, Callable[[GatingInputs], Gating]] = {
 }
 
 
+def check_gating(name: str) -> None:
+    """Raise ConfigError for an unknown name."""
+    if name not in GATINGS:
+        raise ConfigError(f"gating {name!r} is unknown; choose one of {', '.join(sorted(GATINGS))}")
+
+
 def make_gating(name: str, inputs: GatingInputs) -> Gating:
     """A new gating of this name.
 
     Raises ConfigError for an unknown name, and for an oracle without a trace of this model.
     """
-    if name not in GATINGS:
-        raise ConfigError(f"gating {name!r} is unknown; choose one of {', '.join(sorted(GATINGS))}")
+    check_gating(name)
     return GATINGS[name](inputs)
