@@ -61,6 +61,27 @@ def test_counts_by_layer_link_and_reason_carry_their_label(stats: EngineStats, v
     assert value("request_success_total", finished_reason="cancelled") == 1
 
 
+def test_links_and_prefetches_are_on_the_page(stats: EngineStats, value: Value) -> None:
+    link, experts = stats.experts.links["disk_to_host"], stats.experts
+    assert value("link_bandwidth_bytes_per_second", link="disk_to_host") is None  # it was not measured
+    link.bandwidth, link.busy_s = 2e9, 1.5
+    link.num_bytes.update(demand=100, prefetch=50)
+    link.transfer_s.extend([0.0002, 0.3])
+    stats.experts.links["host_to_device"].transfer_s.append(0.001)
+    assert value("link_bandwidth_bytes_per_second", link="disk_to_host") == 2e9
+    assert value("link_busy_seconds_total", link="disk_to_host") == 1.5
+    assert value("expert_transfer_bytes_total", link="disk_to_host", reason="prefetch") == 50
+    assert value("expert_transfer_seconds_bucket", link="disk_to_host", le="0.00025") == 1
+    assert value("expert_transfer_seconds_count", link="disk_to_host") == 2
+    assert value("expert_transfer_seconds_sum", link="host_to_device") == 0.001
+    experts.prefetch_bytes.update(useful=7, late=5, wasted=3)
+    for outcome, num_bytes in experts.prefetch_bytes.items():
+        assert value("prefetch_bytes_total", outcome=outcome) == num_bytes
+    assert (value("prefetch_on"), value("prefetch_switches_total")) == (0, 0)
+    experts.prefetch_on, experts.prefetch_switches = True, 2
+    assert (value("prefetch_on"), value("prefetch_switches_total")) == (1, 2)
+
+
 def test_observations_stay_counted_after_their_queue_is_emptied(stats: EngineStats, value: Value) -> None:
     bucket = "time_to_first_token_seconds_bucket"
     stats.time_to_first_token_s.extend([0.004, 0.005, 0.02, 1000.0])

@@ -1,0 +1,193 @@
+"""The prefetcher between a gating that does as it is told and a pool whose link has a clock of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pgmoe.experts.cache import SlotState
+from pgmoe.experts.limiter import LimiterRules, PrefetchLimiter
+from pgmoe.experts.prefetcher import Prefetcher
+from pgmoe.experts.stores.disk import DiskStore
+from pgmoe.layout import ExpertId, ExpertLayer
+from pgmoe.routing import Prediction, Routing
+from tests.support.expert_files import PoolParts
+from tests.support.routings import routing
+from tests.support.transfers import FakeClock
+
+Layers = tuple[ExpertLayer, ...]
+RULES = LimiterRules(window_outcomes=4, shadow_every=2)
+
+
+class Scripted:
+    """Says what it is told to say next."""
+
+    def __init__(self, *, limited: bool = True) -> None:
+        self.limited = limited
+        self.says: Sequence[Prediction] = ()
+        self.asked = 0
+        self.looked_ahead = 0
+
+    def begin(self, sequence: str) -> None: ...
+
+    def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:
+        self.looked_ahead += 1
+        return hidden
+
+    def predict(self, routing: Routing) -> Sequence[Prediction]:
+        self.asked += 1
+        return self.says
+
+
+class Rig:
+    """Layers that use what they are told to, one after the other; an expert takes a second."""
+
+    def __init__(self, layers: Layers, store: DiskStore, num_slots: int, *, limited: bool = True) -> None:
+        self.clock, self.gating = FakeClock(), Scripted(limited=limited)
+        self.parts = PoolParts(layers, store, num_slots, clock=self.clock)
+        self.size = layers[0].layout.weight_bytes
+        self.limiter = PrefetchLimiter(1.0, RULES)  # so slow that a layer's time carries not one byte
+        self.stats = self.parts.stats
+        self.prefetcher = Prefetcher(self.gating, self.parts.pool, self.limiter, self.size, self.stats)
+
+    def layer(self, layer: int, uses: Sequence[int], *says: Prediction) -> Tensor | None:
+        """One layer computes; what its look-ahead gave."""
+        self.gating.says = says
+        ahead = self.prefetcher.look_ahead(layer, torch.zeros(1, 2))
+        with self.parts.pool.lease(layer, uses) as lent:
+            self.prefetcher.follow(routing(layer, uses), uses)
+            for _ in lent:
+                pass
+        self.parts.pool.check_integrity()
+        return ahead
+
+    def coming(self) -> set[ExpertId]:
+        return self.parts.in_state(SlotState.IN_FLIGHT)
+
+    def settle(self) -> None:
+        """All that is under way has arrived."""
+        self.clock.time += 100.0
+
+    def waste(self, times: int) -> None:
+        """A guess for layer 1 that comes in vain and is evicted, so often."""
+        for _ in range(times):
+            self.layer(0, [0], guess(1, 0))
+            self.settle()
+            self.layer(1, [1, 2, 3])  # all slots that there are
+        self.layer(0, [0])
+
+
+def guess(layer: int, *experts: int) -> Prediction:
+    return Prediction(layer, experts, tuple(1.0 for _ in experts))
+
+
+def exact(layer: int, *experts: int) -> Prediction:
+    return Prediction(layer, experts, tuple(1.0 for _ in experts), exact=True)
+
+
+def test_one_guess_at_a_time_where_a_layer_is_shorter_than_a_copy(layers: Layers, store: DiskStore) -> None:
+    rig = Rig(layers, store, 8)
+    rig.layer(0, [0], guess(1, 3, 4, 5))
+    assert rig.coming() == {ExpertId(1, 3)}
+    rig.layer(0, [0], guess(1, 3, 4, 5))
+    assert rig.coming() == {ExpertId(1, 3)}  # it is still under way
+    rig.settle()
+    rig.layer(0, [0], guess(1, 3, 4, 5))
+    assert rig.coming() == {ExpertId(1, 4)}
+
+
+def test_guesses_get_what_the_link_carries_while_a_layer_computes(layers: Layers, store: DiskStore) -> None:
+    rig = Rig(layers, store, 12)
+    rig.limiter.observe_layer(2.5 * rig.size, 0.0)  # at a byte per second
+    rig.layer(0, [0], guess(1, 0, 1, 2), guess(0, 4))
+    assert rig.coming() == {ExpertId(1, 0), ExpertId(1, 1)}
+
+
+def test_exact_ones_are_ordered_at_once_and_all(layers: Layers, store: DiskStore) -> None:
+    rig = Rig(layers, store, 12)
+    rig.layer(0, [0], exact(1, 5, 1, 2, 4), guess(0, 3))
+    # The limiter's allowance is a guess's alone, and exact ones under way do not use it up.
+    assert rig.coming() == {ExpertId(1, 5), ExpertId(1, 1), ExpertId(1, 2), ExpertId(1, 4), ExpertId(0, 3)}
+
+
+def test_a_gating_that_is_not_limited_gets_all_it_predicts(layers: Layers, store: DiskStore) -> None:
+    rig = Rig(layers, store, 12, limited=False)
+    rig.layer(0, [0], guess(1, 0, 1, 2, 3, 4, 5))
+    assert len(rig.coming()) == 6
+    rig.limiter.on = False
+    rig.settle()
+    rig.layer(1, [0], guess(0, 1, 2))
+    assert rig.coming() == {ExpertId(0, 1), ExpertId(0, 2)}
+    assert rig.stats.prefetch_on
+
+
+def test_outcomes_are_told_the_limiter_as_they_are_counted(layers: Layers, store: DiskStore) -> None:
+    rig = Rig(layers, store, 3)
+    rig.layer(0, [0], guess(1, 3))
+    rig.settle()
+    rig.layer(1, [3], guess(0, 1))  # useful
+    rig.layer(0, [1], guess(1, 4))  # late
+    rig.settle()
+    rig.layer(1, [0, 1, 2])  # wasted
+    rig.layer(0, [0])
+    assert dict(rig.stats.prefetch_bytes) == dict.fromkeys(["useful", "late", "wasted"], rig.size)
+    told = rig.limiter.useful_bytes, rig.limiter.late_bytes, rig.limiter.wasted_bytes
+    assert told == (rig.size, rig.size, rig.size)
+
+
+def test_wasted_guesses_switch_guessing_off_and_no_byte_moves_any_more(
+    layers: Layers, store: DiskStore
+) -> None:
+    rig = Rig(layers, store, 3)
+    assert rig.stats.prefetch_on
+    rig.waste(RULES.window_outcomes // 2)
+    assert not rig.stats.prefetch_on
+    assert rig.stats.prefetch_switches == 1
+    moved, asked = rig.stats.links["emulated"].num_bytes["prefetch"], rig.gating.asked
+    for _ in range(20):
+        rig.layer(0, [0], guess(1, 5))
+        rig.layer(1, [4])
+    assert rig.stats.links["emulated"].num_bytes["prefetch"] == moved
+    assert rig.gating.asked == asked + 40  # statistics go on
+    assert rig.limiter.shadow_wasted_bytes > 0
+    assert not rig.stats.prefetch_on
+
+
+def test_while_off_only_sampled_layers_look_ahead(layers: Layers, store: DiskStore) -> None:
+    rig = Rig(layers, store, 3)
+    rig.waste(RULES.window_outcomes // 2)
+    before = rig.gating.looked_ahead
+    ahead = [rig.layer(layer, [0]) is not None for layer in (0, 1, 0, 1, 0, 1)]
+    assert sum(ahead) == 6 // RULES.shadow_every == rig.gating.looked_ahead - before
+
+
+def test_right_predictions_scored_in_shadow_switch_guessing_on_again(
+    layers: Layers, store: DiskStore
+) -> None:
+    rig = Rig(layers, store, 3)
+    rig.waste(RULES.window_outcomes // 2)
+    turns = 0
+    while not rig.limiter.on and turns < 50:
+        turns += 1
+        rig.layer(0, [turns % 3], guess(1, 3 + turns % 3))
+        rig.layer(1, [3 + turns % 3], guess(0, (turns + 1) % 3))
+    assert rig.limiter.on
+    assert rig.limiter.shadow_useful_bytes == RULES.window_outcomes // 2 * rig.size
+    rig.layer(0, [0], guess(1, 0))
+    assert rig.coming() == {ExpertId(1, 0)}
+    assert rig.stats.prefetch_on
+    assert rig.stats.prefetch_switches == 2
+
+
+def test_a_shadow_scores_missing_experts_alone(layers: Layers, store: DiskStore) -> None:
+    rig = Rig(layers, store, 3)
+    rig.waste(RULES.window_outcomes // 2)
+    rig.layer(1, [2])
+    for _ in range(3):
+        rig.layer(0, [0], guess(1, 2, 5))
+        rig.layer(1, [2])  # a hit without any guess
+        rig.layer(0, [0])  # so that another layer than before is sampled
+    assert rig.limiter.shadow_useful_bytes == 0
+    assert rig.limiter.shadow_wasted_bytes > 0
