@@ -13,7 +13,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev run test check format generate constraints test-monitoring test-peers bench bench-policies gpu clean
+.PHONY: help venv dev run test test-long check format generate constraints test-monitoring test-peers bench bench-policies gpu clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -73,6 +73,9 @@ run: $(VENV)/.run ## Serve config.yaml over HTTP and gRPC; builds the default mo
 
 test: $(VENV)/.dev ## Run the test suite.
 	$(BIN)/python -m pytest
+
+test-long: $(VENV)/.dev ## Tests that draw many more examples than the suite does; takes most of an hour.
+	$(BIN)/python -m pytest -m long
 
 check: $(VENV)/.dev ## All that CI runs: format, lint, types, import rules, tests.
 	$(BIN)/ruff format --check .
