@@ -25,9 +25,14 @@ class LimiterRules:
     of a model get their turn."""
     num_windows: int = 32
     """The compute window is the median of so many layers."""
+    least_stall_share: float = 0.1
+    """Guesses rest while compute waits for less of its time than this: there is less to gain than asking
+    ahead costs. Below it they lost up to a tenth (benchmarks/results/prefetch-*.json of 22b86c0)."""
+    num_stalls: int = 256
+    """So many layers are looked at for that."""
 
     def __post_init__(self) -> None:
-        sizes = (self.window_outcomes, self.shadow_every, self.num_windows)
+        sizes = (self.window_outcomes, self.shadow_every, self.num_windows, self.num_stalls)
         assert min(sizes) >= 1, sizes
         assert self.return_ratio >= 1, self.return_ratio
 
@@ -75,6 +80,8 @@ class PrefetchLimiter:
         self._bandwidth = bandwidth
         self._rules = rules or LimiterRules()
         self._windows: deque[float] = deque(maxlen=self._rules.num_windows)
+        self._layers: deque[tuple[float, float]] = deque()
+        self._seconds = self._stall_s = 0.0
         self._real = OutcomeWindow(self._rules.window_outcomes)
         self._shadow = OutcomeWindow(self._rules.window_outcomes)
         self._num_asked = 0
@@ -102,6 +109,20 @@ class PrefetchLimiter:
     def observe_layer(self, seconds: float, stall_s: float) -> None:
         """A layer took so long from its start to the next one's; compute waited for `stall_s` of it."""
         self._windows.append(max(0.0, seconds - stall_s))
+        if len(self._layers) == self._rules.num_stalls:
+            old_seconds, old_stall_s = self._layers.popleft()
+            self._seconds -= old_seconds
+            self._stall_s -= old_stall_s
+        self._layers.append((seconds, stall_s))
+        self._seconds += seconds
+        self._stall_s += stall_s
+
+    @property
+    def resting(self) -> bool:
+        """Whether compute waits too little for guesses to pay, whatever they are worth."""
+        if 2 * len(self._layers) < self._rules.num_stalls:
+            return False
+        return self._stall_s < self._rules.least_stall_share * self._seconds
 
     def allowance(self, in_flight_bytes: int, distance: int = 1) -> int:
         """Bytes that may be ordered now on a guess about the layer `distance` layers ahead.

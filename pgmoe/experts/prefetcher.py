@@ -49,7 +49,9 @@ class Prefetcher:
         """A layer begins with this expert input (N, D): see Gating.look_ahead. None where that is idle."""
         self._observe()
         self._sampling = self._gating.limited and self._limiter.sample()
-        self._attentive = self._limiter.on or self._sampling or not self._gating.limited
+        guessing = self._limiter.on and not self._limiter.resting
+        self._stats.prefetch_on = guessing or not self._gating.limited
+        self._attentive = self._stats.prefetch_on or self._sampling
         return self._gating.look_ahead(layer, hidden) if self._attentive else None
 
     def follow(self, routing: Routing, selected: Collection[int]) -> None:
@@ -88,7 +90,6 @@ class Prefetcher:
             while self._booked[outcome] < self._stats.prefetch_bytes[outcome]:
                 self._booked[outcome] += self._weight_bytes
                 tell(self._weight_bytes)
-        self._stats.prefetch_on = self._limiter.on or not self._gating.limited
         self._stats.prefetch_switches = self._limiter.num_switches
 
     def _keep_shadow(self, prediction: Prediction) -> None:
