@@ -184,7 +184,7 @@ def test_a_guess_that_fails_is_silent_and_its_demand_says_why(
     broken = Broken(store)
     parts = PoolParts(layers, broken, 4, num_host_blobs=num_host_blobs)
     guess(parts, 1, [3])
-    assert parts.take(0, [0, 1]) == [0, 1]
+    assert sorted(parts.take(0, [0, 1])) == [0, 1]
     with pytest.raises(ExpertReadError, match="expert=3"):
         parts.take(1, [3])
     broken.fails = False
