@@ -74,7 +74,7 @@ run: $(VENV)/.run ## Serve config.yaml over HTTP and gRPC; builds the default mo
 test: $(VENV)/.dev ## Run the test suite.
 	$(BIN)/python -m pytest
 
-test-long: $(VENV)/.dev ## Tests that draw many more examples than the suite does; takes most of an hour.
+test-long: $(VENV)/.dev ## Tests that draw many more examples than the suite does; about 15 minutes.
 	$(BIN)/python -m pytest -m long
 
 check: $(VENV)/.dev ## All that CI runs: format, lint, types, import rules, tests.
