@@ -75,7 +75,6 @@ def assemble(
     # Budgets that cannot be honoured fail here, before anything is loaded.
     memory = plan_memory(config.device_memory, config.kv_memory, shape, measure_needs(plan, config, device))
     _logger.info("device memory of %s:\n%s", config.name, memory.text())
-    num_slots = memory.num_slots
     accelerator = device.type != "cpu"
     room = free_ram() if accelerator else max(0, free_ram() - memory.total_bytes)
     num_in_host = plan_host_experts(config.host_memory, shape, accelerator=accelerator, free_ram=room)
@@ -86,24 +85,37 @@ def assemble(
     loaded = load_model(plan, dtype=dtype, device=device)
     with ExitStack() as on_failure:
         on_failure.callback(loaded.close)
-        with allocating("expert slots", num_slots * shape.slot_bytes, device, "give a smaller device_memory"):
-            arena = SlotArena(num_slots, shape.slot_bytes, device)
-        policy = make_policy(config.policy, [layer.num_experts for layer in loaded.layers])
-        tiers = TierBuilder(config, loaded.layers, device, stats, progress).build(arena, num_in_host)
-        cache = ExpertCache(num_slots, policy)
-        pool = ExpertPool(loaded.layers, tiers.store, arena, cache, tiers.link, stats, tiers.host)
+        pool, bandwidth = _open_pool(config, loaded.layers, device, memory, num_in_host, stats, progress)
         on_failure.callback(pool.close)
         # Where all experts have slots there is nothing to fetch but once; a wrapper sees it all the same.
-        idle = num_slots == shape.num_experts and wrap_gating is None
+        idle = memory.num_slots == shape.num_experts and wrap_gating is None
         gating = _gating(config, loaded, idle=idle)
         if wrap_gating is not None:
             gating = wrap_gating(gating)
-        limiter = PrefetchLimiter(tiers.bandwidth)
         weight_bytes = max(layer.layout.weight_bytes for layer in loaded.layers)
-        prefetcher = Prefetcher(gating, pool, limiter, weight_bytes, stats)
+        prefetcher = Prefetcher(gating, pool, PrefetchLimiter(bandwidth), weight_bytes, stats)
         loaded.plug(lambda index, layer: PooledExperts(index, layer, pool, prefetcher))
         on_failure.pop_all()
     return Assembly(loaded, pool, gating, memory, device, dtype)
+
+
+def _open_pool(
+    config: EngineConfig,
+    layers: tuple[ExpertLayer, ...],
+    device: torch.device,
+    memory: MemoryPlan,
+    num_in_host: int,
+    stats: ExpertStats,
+    progress: Progress | None,
+) -> tuple[ExpertPool, float]:
+    """Slots over the tiers below them, and the bytes per second that these give."""
+    way_out = "give a smaller device_memory"
+    with allocating("expert slots", memory.slots_bytes, device, way_out):
+        arena = SlotArena(memory.num_slots, memory.slot_bytes, device)
+    policy = make_policy(config.policy, [layer.num_experts for layer in layers])
+    tiers = TierBuilder(config, layers, device, stats, progress).build(arena, num_in_host)
+    cache = ExpertCache(memory.num_slots, policy)
+    return ExpertPool(layers, tiers.store, arena, cache, tiers.link, stats, tiers.host), tiers.bandwidth
 
 
 def parse_device(name: str) -> torch.device:

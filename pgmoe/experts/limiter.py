@@ -27,7 +27,7 @@ class LimiterRules:
     """The compute window is the median of so many layers."""
     least_stall_share: float = 0.1
     """Guesses rest while compute waits for less of its time than this: there is less to gain than asking
-    ahead costs. Below it they lost up to a tenth (benchmarks/results/prefetch-*.json of 22b86c0)."""
+    ahead costs. Below it they lost up to a tenth (benchmarks/results/prefetch-small-moe-*.json)."""
     num_stalls: int = 256
     """So many layers are looked at for that."""
 

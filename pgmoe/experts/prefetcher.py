@@ -41,6 +41,7 @@ class Prefetcher:
         self._layer_began: tuple[float, float] | None = None  # with the stall so far
         self._booked: Counter[str] = Counter()
         self._attentive = True
+        self._resting = False
         self._sampling = False
         self._shadows: dict[int, frozenset[ExpertId]] = {}
         stats.prefetch_on = True
@@ -49,7 +50,8 @@ class Prefetcher:
         """A layer begins with this expert input (N, D): see Gating.look_ahead. None where that is idle."""
         self._observe()
         self._sampling = self._gating.limited and self._limiter.sample()
-        guessing = self._limiter.on and not self._limiter.resting
+        self._resting = self._gating.limited and self._limiter.on and self._limiter.resting
+        guessing = self._limiter.on and not self._resting
         self._stats.prefetch_on = guessing or not self._gating.limited
         self._attentive = self._stats.prefetch_on or self._sampling
         return self._gating.look_ahead(layer, hidden) if self._attentive else None
@@ -57,6 +59,8 @@ class Prefetcher:
     def follow(self, routing: Routing, selected: Collection[int]) -> None:
         """This layer's experts are known and ordered: order what comes next, as far as that is allowed."""
         self._score_shadow(routing.layer, selected)
+        if self._resting:  # then the gating learns nothing either: that is most of what it costs
+            return
         predictions = self._gating.predict(routing)
         if not self._attentive:
             return
