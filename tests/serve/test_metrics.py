@@ -40,8 +40,9 @@ def test_what_is_counted_is_what_the_callers_were_told(server: Server, openai: O
     assert counted["pgmoe_request_success_total"] == 2
     assert counted["pgmoe_expert_cache_hits_total"] == sum(e["hits"] for e in experts)
     assert counted["pgmoe_expert_cache_misses_total"] == sum(e["misses"] for e in experts)
-    assert counted["pgmoe_expert_transfer_bytes_total"] == sum(e["bytes"] for e in experts)
-    assert counted["pgmoe_expert_transfer_seconds_count"] == sum(e["misses"] for e in experts)
+    # A guess that was still under way when an answer was complete is counted, but was told to nobody.
+    assert counted["pgmoe_expert_transfer_bytes_total"] >= sum(e["bytes"] for e in experts) > 0
+    assert counted["pgmoe_expert_transfer_seconds_count"] >= sum(e["misses"] for e in experts) > 0
     for latency in ("time_to_first_token", "e2e_request_latency", "request_queue_time"):
         assert counted[f"pgmoe_{latency}_seconds_count"] == 2, latency
     assert counted["pgmoe_inter_token_latency_seconds_count"] == generated - 2
