@@ -213,3 +213,18 @@ def test_a_window_sums_its_newest_outcomes(outcomes: list[tuple[int, int]], size
     assert window.useful_bytes == sum(useful for useful, _ in newest)
     assert window.wasted_bytes == sum(wasted for _, wasted in newest)
     assert window.conclusive == (len(newest) >= size / 2)
+
+
+def test_it_rests_while_compute_hardly_waits_and_not_before_it_has_seen_enough() -> None:
+    limiter = PrefetchLimiter(1e9, LimiterRules(least_stall_share=0.1, num_stalls=8))
+    for _ in range(3):
+        limiter.observe_layer(1.0, 0.0)
+        assert not limiter.resting
+    limiter.observe_layer(1.0, 0.0)
+    assert limiter.resting
+    for _ in range(8):
+        limiter.observe_layer(1.0, 0.25)
+    assert not limiter.resting
+    for _ in range(8):
+        limiter.observe_layer(1.0, 0.0625)
+    assert limiter.resting
