@@ -162,7 +162,7 @@ def _curve(
     from pgmoe.units import parse_bytes
 
     own = parse_options(options)
-    own += (("model", str(pack)),) if pack is not None else ()
+    own += (("model", str(pack)), ("verify_pack", False)) if pack is not None else ()
     own += (("emulated_link", emulate),) if emulate is not None else ()
     trace = scratch_folder() / "curve-trace.parquet"
     suffix = f"-{emulate.replace('/', '')}" if emulate is not None else "-pack" if pack is not None else ""

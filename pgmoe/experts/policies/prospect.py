@@ -29,8 +29,9 @@ class Prospect:
 
     It starts from MoE-APEX's priority, use count / tokens + [used last] / distance: the first is our long
     memory, the second our short one, and the distance, forward (what comes next stays), divides both. The
-    constants are chosen on half of the prompts of benchmarks/results/policies-*.json, which reports on the
-    other half; halving or doubling one of them changes the misses by about one per cent.
+    constants are chosen on half of the prompts of a result in benchmarks/results/policies, which reports on
+    the other half, though its form was chosen while some of those were seen. Halving or doubling a constant
+    changes the misses by about one per cent.
     """
 
     def __init__(self, experts_per_layer: Sequence[int]) -> None:
