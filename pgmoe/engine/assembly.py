@@ -24,6 +24,7 @@ from pgmoe.experts.policies import make_policy
 from pgmoe.experts.pool import ExpertPool
 from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.experts.slots import SlotArena
+from pgmoe.experts.trust import GuessTrust
 from pgmoe.gating.make import GatingInputs, make_gating
 from pgmoe.layout import ExpertLayer
 from pgmoe.memory import return_large_blocks
@@ -93,7 +94,8 @@ def assemble(
         if wrap_gating is not None:
             gating = wrap_gating(gating)
         weight_bytes = max(layer.layout.weight_bytes for layer in loaded.layers)
-        prefetcher = Prefetcher(gating, pool, PrefetchLimiter(bandwidth), weight_bytes, stats)
+        limiter, trust = PrefetchLimiter(bandwidth), GuessTrust()
+        prefetcher = Prefetcher(gating, pool, limiter, trust, weight_bytes, stats)
         loaded.plug(lambda index, layer: PooledExperts(index, layer, pool, prefetcher))
         on_failure.pop_all()
     return Assembly(loaded, pool, gating, memory, device, dtype)

@@ -1,6 +1,6 @@
-"""Whether and how much may be fetched on a guess. Pure: told what happened, no clock, no tensor, no I/O.
+"""How much may be fetched on a guess. Pure: told what happened, no clock, no tensor, no I/O.
 
-One limiter stands for one link. Outcomes are booked one expert at a time.
+One limiter stands for one link.
 """
 
 from __future__ import annotations
@@ -12,17 +12,8 @@ from statistics import median
 
 @dataclass(frozen=True, kw_only=True)
 class LimiterRules:
-    """How much evidence the limiter wants, and how it weighs it."""
+    """Over how many layers the limiter looks back."""
 
-    window_outcomes: int = 256
-    """Guesses are judged by the outcomes of so many experts, the newest. Few make a lottery of it: of 20
-    guesses that are right 7 times in 10, now and then more than half are wrong."""
-    return_ratio: float = 1.5
-    """Once off, guesses are taken up again when useful bytes are this many times the wasted ones. Being above
-    1, it keeps guesses that are right half of the time from switching to and fro."""
-    shadow_every: int = 11
-    """While guesses are off, predictions of every so many layers are scored. A prime, so that all layers
-    of a model get their turn."""
     num_windows: int = 32
     """The compute window is the median of so many layers."""
     least_stall_share: float = 0.1
@@ -32,48 +23,11 @@ class LimiterRules:
     """So many layers are looked at for that."""
 
     def __post_init__(self) -> None:
-        sizes = (self.window_outcomes, self.shadow_every, self.num_windows, self.num_stalls)
-        assert min(sizes) >= 1, sizes
-        assert self.return_ratio >= 1, self.return_ratio
-
-
-class OutcomeWindow:
-    """The newest outcomes of guesses: how many bytes of them were useful and how many wasted."""
-
-    def __init__(self, num_outcomes: int) -> None:
-        self._size = num_outcomes
-        self._outcomes: deque[tuple[int, int]] = deque()
-        self.useful_bytes = 0
-        self.wasted_bytes = 0
-
-    def add(self, useful_bytes: int, wasted_bytes: int) -> None:
-        """Take in one outcome and forget the oldest where the window is full."""
-        if len(self._outcomes) == self._size:
-            useful, wasted = self._outcomes.popleft()
-            self.useful_bytes -= useful
-            self.wasted_bytes -= wasted
-        self._outcomes.append((useful_bytes, wasted_bytes))
-        self.useful_bytes += useful_bytes
-        self.wasted_bytes += wasted_bytes
-
-    @property
-    def conclusive(self) -> bool:
-        """Whether half of the window is there to judge by."""
-        return 2 * len(self._outcomes) >= self._size
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._outcomes.clear()
-        self.useful_bytes = self.wasted_bytes = 0
+        assert min(self.num_windows, self.num_stalls) >= 1, self
 
 
 class PrefetchLimiter:
-    """Lets guesses use what the link carries while a layer computes, and only as long as they pay.
-
-    Guesses are on while, in the newest outcomes, useful bytes are at least the wasted ones. Off, no byte
-    moves for a guess, but some predictions are still scored as if it had (`sample`, `shadow`), and when these
-    have become good enough, guesses are on again. After each switch the evidence is gathered anew.
-    """
+    """Gives guesses what the link carries while a layer computes, and nothing while compute hardly waits."""
 
     def __init__(self, bandwidth: float, rules: LimiterRules | None = None) -> None:
         """`bandwidth`: bytes per second that the link carries."""
@@ -82,16 +36,6 @@ class PrefetchLimiter:
         self._windows: deque[float] = deque(maxlen=self._rules.num_windows)
         self._layers: deque[tuple[float, float]] = deque()
         self._seconds = self._stall_s = 0.0
-        self._real = OutcomeWindow(self._rules.window_outcomes)
-        self._shadow = OutcomeWindow(self._rules.window_outcomes)
-        self._num_asked = 0
-        self.on = True
-        self.num_switches = 0
-        self.useful_bytes = 0
-        self.late_bytes = 0
-        self.wasted_bytes = 0
-        self.shadow_useful_bytes = 0
-        self.shadow_wasted_bytes = 0
 
     @property
     def window_s(self) -> float:
@@ -124,62 +68,10 @@ class PrefetchLimiter:
             return False
         return self._stall_s < self._rules.least_stall_share * self._seconds
 
-    def allowance(self, in_flight_bytes: int, distance: int = 1) -> int:
-        """Bytes that may be ordered now on a guess about the layer `distance` layers ahead.
+    def allowance(self, in_flight_bytes: int) -> int:
+        """Bytes that may be ordered now on a guess about the next layer.
 
         What the link still has to carry of earlier guesses is told and taken off. What is demanded is not: it
         goes first, and compute waits for it, which is no part of the window.
         """
-        return max(0, distance * self.budget_bytes - in_flight_bytes) if self.on else 0
-
-    def useful(self, num_bytes: int) -> None:
-        """A guess was ready when it was needed."""
-        self.useful_bytes += num_bytes
-        self._judge(num_bytes, 0)
-
-    def late(self, num_bytes: int) -> None:
-        """A guess was needed before it was ready. Its bytes had to come anyway: neither useful nor wasted."""
-        self.late_bytes += num_bytes
-
-    def wasted(self, num_bytes: int) -> None:
-        """A guess was evicted unused."""
-        self.wasted_bytes += num_bytes
-        self._judge(0, num_bytes)
-
-    def sample(self) -> bool:
-        """Whether this layer's prediction is to be scored in shadow. Ask once a layer; False while on."""
-        if self.on:
-            return False
-        self._num_asked += 1
-        return self._num_asked % self._rules.shadow_every == 0
-
-    def shadow(self, num_bytes: int, useful: bool) -> None:
-        """A missing expert of a sampled prediction would have been useful, or wasted.
-
-        Of no consequence while guesses are on: the sample was taken before they came on.
-        """
-        if self.on:
-            return
-        if useful:
-            self.shadow_useful_bytes += num_bytes
-            self._shadow.add(num_bytes, 0)
-        else:
-            self.shadow_wasted_bytes += num_bytes
-            self._shadow.add(0, num_bytes)
-        good = self._shadow.useful_bytes >= self._rules.return_ratio * self._shadow.wasted_bytes
-        if self._shadow.conclusive and good:
-            self._switch(True)
-
-    def _judge(self, useful_bytes: int, wasted_bytes: int) -> None:
-        # Guesses that were under way when they were switched off are counted, but judge nothing any more.
-        if not self.on:
-            return
-        self._real.add(useful_bytes, wasted_bytes)
-        if self._real.conclusive and self._real.wasted_bytes > self._real.useful_bytes:
-            self._switch(False)
-
-    def _switch(self, on: bool) -> None:
-        self.on = on
-        self.num_switches += 1
-        self._real.clear()
-        self._shadow.clear()
+        return max(0, self.budget_bytes - in_flight_bytes)

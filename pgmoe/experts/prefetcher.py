@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
 from pgmoe.experts.limiter import PrefetchLimiter
 from pgmoe.experts.pool import ExpertPool
+from pgmoe.experts.trust import GuessTrust, grade_of
 from pgmoe.layout import ExpertId
 from pgmoe.metrics.stats import ExpertStats
 from pgmoe.routing import Gating, Prediction, Routing
@@ -18,10 +18,10 @@ UNLIMITED = float("inf")
 
 
 class Prefetcher:
-    """One gating's predictions, followed within what the limiter allows. For the computing thread alone.
+    """One gating's predictions, followed within what trust and limiter allow. For the computing thread alone.
 
-    Exact selections are ordered at once. Guesses get what the link carries in the time that a layer computes,
-    one expert at a time where that is less, and nothing while they do not pay.
+    Exact selections are ordered at once. Of guesses, those that are trusted get what the link carries in the
+    time that a layer computes, one expert at a time where that is less.
     """
 
     def __init__(
@@ -29,78 +29,70 @@ class Prefetcher:
         gating: Gating,
         pool: ExpertPool,
         limiter: PrefetchLimiter,
+        trust: GuessTrust,
         weight_bytes: int,
         stats: ExpertStats,
     ) -> None:
-        """`weight_bytes`: of one expert, as outcomes are counted."""
+        """`weight_bytes`: of one expert."""
         self._gating = gating
         self._pool = pool
         self._limiter = limiter
+        self._trust = trust
         self._weight_bytes = weight_bytes
         self._stats = stats
         self._layer_began: tuple[float, float] | None = None  # with the stall so far
-        self._booked: Counter[str] = Counter()
-        self._attentive = True
         self._resting = False
-        self._sampling = False
-        self._shadows: dict[int, frozenset[ExpertId]] = {}
+        self._attentive = True
+        self._guessed: dict[int, list[tuple[int, int]]] = {}
+        """By layer: (grade, expert) of what was guessed and missing then."""
         stats.prefetch_on = True
 
     def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:
         """A layer begins with this expert input (N, D): see Gating.look_ahead. None where that is idle."""
         self._observe()
-        self._sampling = self._gating.limited and self._limiter.sample()
-        self._resting = self._gating.limited and self._limiter.on and self._limiter.resting
-        guessing = self._limiter.on and not self._resting
-        self._stats.prefetch_on = guessing or not self._gating.limited
-        self._attentive = self._stats.prefetch_on or self._sampling
+        limited, guessing = self._gating.limited, self._trust.on
+        self._resting = limited and guessing and self._limiter.resting
+        self._stats.prefetch_on = not limited or (guessing and not self._resting)
+        self._attentive = self._stats.prefetch_on or (limited and self._trust.sample())
         return self._gating.look_ahead(layer, hidden) if self._attentive else None
 
     def follow(self, routing: Routing, selected: Collection[int]) -> None:
         """This layer's experts are known and ordered: order what comes next, as far as that is allowed."""
-        self._score_shadow(routing.layer, selected)
+        for grade, expert in self._guessed.pop(routing.layer, ()):
+            self._trust.score(grade, expert in selected)
+        self._stats.prefetch_switches = self._trust.num_switches
         if self._resting:  # then the gating learns nothing either: that is most of what it costs
             return
         predictions = self._gating.predict(routing)
         if not self._attentive:
             return
         for prediction in predictions:
-            if self._sampling:
-                self._keep_shadow(prediction)
+            if prediction.exact or not self._gating.limited:
+                self._order(prediction, prediction.experts, UNLIMITED)
             else:
-                self._order(prediction)
+                self._order(prediction, self._trusted(prediction), self._limit())
 
-    def _order(self, prediction: Prediction) -> None:
-        limit = UNLIMITED
-        if self._gating.limited and not prediction.exact:
-            under_way = self._pool.guessed_bytes_under_way
-            limit = self._limiter.allowance(under_way)
-            if self._limiter.on and not under_way:  # one at a time, where a layer is shorter than a copy
-                limit = max(limit, self._weight_bytes)
-        self._pool.prefetch(prediction.layer, prediction.experts, exact=prediction.exact, max_bytes=limit)
+    def _trusted(self, prediction: Prediction) -> Sequence[int]:
+        """Those worth fetching. All that are missing are remembered, to be scored when their layer comes."""
+        layer, num_places = prediction.layer, len(prediction.experts)
+        graded = [(grade_of(place, num_places), e) for place, e in enumerate(prediction.experts)]
+        self._guessed[layer] = [(g, e) for g, e in graded if self._pool.is_missing(ExpertId(layer, e))]
+        return [e for g, e in graded if self._trust.trusts(g)]
+
+    def _limit(self) -> float:
+        """Bytes for guesses now; one expert at least where none is under way."""
+        under_way = self._pool.guessed_bytes_under_way
+        allowance = self._limiter.allowance(under_way)
+        return allowance if under_way else max(allowance, self._weight_bytes)
+
+    def _order(self, prediction: Prediction, experts: Sequence[int], limit: float) -> None:
+        if experts:
+            self._pool.prefetch(prediction.layer, experts, exact=prediction.exact, max_bytes=limit)
 
     def _observe(self) -> None:
-        """Tell the limiter how long the last layer took, and what became of guesses."""
+        """Tell the limiter how long the last layer took."""
         now, stall_s = time.perf_counter(), self._stats.stall_s
         if self._layer_began is not None:
             began, stall_then = self._layer_began
             self._limiter.observe_layer(now - began, stall_s - stall_then)
         self._layer_began = (now, stall_s)
-        for outcome, tell in (
-            ("useful", self._limiter.useful),
-            ("late", self._limiter.late),
-            ("wasted", self._limiter.wasted),
-        ):
-            while self._booked[outcome] < self._stats.prefetch_bytes[outcome]:
-                self._booked[outcome] += self._weight_bytes
-                tell(self._weight_bytes)
-        self._stats.prefetch_switches = self._limiter.num_switches
-
-    def _keep_shadow(self, prediction: Prediction) -> None:
-        """Remember what would have been fetched."""
-        experts = [ExpertId(prediction.layer, e) for e in prediction.experts]
-        self._shadows[prediction.layer] = frozenset(e for e in experts if self._pool.is_missing(e))
-
-    def _score_shadow(self, layer: int, selected: Collection[int]) -> None:
-        for expert in self._shadows.pop(layer, ()):
-            self._limiter.shadow(self._weight_bytes, expert.expert in selected)

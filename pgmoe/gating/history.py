@@ -30,14 +30,14 @@ class _Track:
 
 @dataclass(frozen=True)
 class Context:
-    """What is known when some layers are to be guessed."""
+    """What is known when a layer is to be guessed."""
 
     seen: tuple[Seen, ...]
-    """The newest selections of the sequence whose layers come, newest first; never empty."""
-    coming: tuple[int, ...]
-    """The layers that come after these, nearest first; short where nothing ever came."""
+    """The newest selections of the sequence whose layer comes, newest first; never empty."""
+    coming: int
+    """The layer that comes after these."""
     next_step: bool
-    """Whether they begin a forward pass."""
+    """Whether it begins a forward pass."""
 
 
 class Histories:
@@ -82,7 +82,7 @@ class Histories:
         seen.appendleft(Seen(layer, rows, self._step))
         return tuple(seen)
 
-    def context(self, num_layers: int) -> Context | None:
+    def context(self) -> Context | None:
         """What comes after the layer that was added last; None if that cannot be told.
 
         After the last layer of a pass it is the first one of the sequence which followed the last time.
@@ -93,9 +93,5 @@ class Histories:
             track = self._tracks.get(track.follower, track)
         if not track.seen:
             return None
-        coming: list[int] = []
-        layer = track.seen[0].layer
-        while len(coming) < num_layers and layer in self._after:
-            layer = self._after[layer]
-            coming.append(layer)
-        return Context(tuple(track.seen), tuple(coming), next_step=ends) if coming else None
+        coming = self._after.get(track.seen[0].layer)
+        return None if coming is None else Context(tuple(track.seen), coming, next_step=ends)

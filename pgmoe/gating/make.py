@@ -24,19 +24,13 @@ class GatingInputs:
     experts_per_layer: Sequence[int]
     ahead: Sequence[Callable[[Tensor], Tensor] | None] = field(default=())
     """For each MoE layer its look-ahead, see Speculative. None at all: nothing is looked ahead."""
-    num_layers: int = 1
-    """How many layers ahead statistics guess."""
     trace: Trace | None = None
     """What the oracle replays."""
 
 
 def _speculative(inputs: GatingInputs) -> Gating:
     ahead = inputs.ahead or [None] * len(inputs.experts_per_layer)
-    return Speculative(ahead, inputs.experts_per_layer, _statistical(inputs))
-
-
-def _statistical(inputs: GatingInputs) -> Statistical:
-    return Statistical(inputs.experts_per_layer, num_layers=inputs.num_layers)
+    return Speculative(ahead, inputs.experts_per_layer)
 
 
 def _oracle(inputs: GatingInputs) -> Gating:
@@ -57,7 +51,7 @@ GATINGS: dict[str, Callable[[GatingInputs], Gating]] = {
     "on_demand": lambda _: OnDemand(),
     "prefetch_all": lambda inputs: PrefetchAll(inputs.experts_per_layer),
     "speculative": _speculative,
-    "statistical": _statistical,
+    "statistical": lambda inputs: Statistical(inputs.experts_per_layer),
     "oracle": _oracle,
 }
 

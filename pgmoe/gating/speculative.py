@@ -16,9 +16,9 @@ from pgmoe.routing import Prediction, Routing
 
 
 class Speculative:
-    """Guesses layer i + 1 by its router on layer i's input; by statistics, if given, what lies beyond that.
+    """Guesses layer i + 1 by its router on layer i's input; by statistics where no router can be asked.
 
-    So the statistics tell the first layer of an encoder, a decoder or the next step, and layers two ahead.
+    Those are the first layers of an encoder, a decoder and the next step.
     """
 
     limited = True
@@ -27,7 +27,6 @@ class Speculative:
         self,
         ahead: Sequence[Callable[[Tensor], Tensor] | None],
         experts_per_layer: Sequence[int],
-        statistical: Statistical | None = None,
     ) -> None:
         """`ahead[i]`: from layer i's input (N, D) to layer i + 1's ids (N, K) int64, or None.
 
@@ -35,12 +34,13 @@ class Speculative:
         """
         self._ahead = tuple(ahead)
         self._num_experts = tuple(experts_per_layer)
-        self._statistical = statistical
+        looked_at = {layer + 1 for layer, look in enumerate(ahead) if look is not None}
+        others = [layer for layer in range(len(self._num_experts)) if layer not in looked_at]
+        self._statistical = Statistical(experts_per_layer, others)
 
     def begin(self, sequence: str) -> None:
         """See Gating."""
-        if self._statistical is not None:
-            self._statistical.begin(sequence)
+        self._statistical.begin(sequence)
 
     def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:
         """See Gating."""
@@ -48,15 +48,9 @@ class Speculative:
         return None if ahead is None else ahead(hidden)
 
     def predict(self, routing: Routing) -> Sequence[Prediction]:
-        """What the look-ahead chose, and of other layers what statistics say."""
-        looked: list[Prediction] = []
-        if routing.ahead:
-            looked.append(self._of_ahead(routing.layer + 1, routing.ahead))
-        if self._statistical is None:
-            return looked
-        self._statistical.observe(routing)
-        known = routing.layer + 1 if routing.ahead else None
-        return [*looked, *self._statistical.guess(without=known)]
+        """What the look-ahead chose, or what statistics say."""
+        guessed = self._statistical.predict(routing)
+        return (self._of_ahead(routing.layer + 1, routing.ahead),) if routing.ahead else guessed
 
     def _of_ahead(self, layer: int, ahead: Sequence[Sequence[int]]) -> Prediction:
         """Most tokens first; among experts of equally many, whom some token ranks higher, then the lower id.

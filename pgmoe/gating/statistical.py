@@ -6,7 +6,7 @@ experts a token its keys hardly repeat; then pairs of experts decide, one of eac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -19,7 +19,7 @@ KEY_LAYERS = 2
 
 
 class Statistical:
-    """Guesses the next layers, over the end of a step as well: the first layer of the step that comes.
+    """Guesses the next layer, over the end of a step as well: the first layer of the step that comes.
 
     All that it remembers is bounded: pairs of layers, `num_keys` exact histories, `num_sequences` running
     ones. Counts never fade.
@@ -30,16 +30,15 @@ class Statistical:
     def __init__(
         self,
         experts_per_layer: Sequence[int],
+        layers: Collection[int] | None = None,
         *,
-        num_layers: int = 1,
         num_keys: int = 4096,
         num_sequences: int = 256,
     ) -> None:
-        """`num_layers`: how many layers ahead are guessed: 1 for slots, 2 where a disk needs the time."""
-        assert num_layers >= 1, num_layers
+        """`layers`: those that are guessed; all where None. Nothing is learned of the others."""
         self._num_experts = tuple(experts_per_layer)
-        self._num_layers = num_layers
-        self._histories = Histories(max(KEY_LAYERS, num_layers) + 1, num_sequences)
+        self._layers = range(len(self._num_experts)) if layers is None else frozenset(layers)
+        self._histories = Histories(KEY_LAYERS + 1, num_sequences)
         self._pairs = PairCounts(experts_per_layer)
         self._repeats = RepeatCounts(num_keys)
 
@@ -53,33 +52,28 @@ class Statistical:
 
     def predict(self, routing: Routing) -> Sequence[Prediction]:
         """See Gating."""
-        self.observe(routing)
-        return self.guess()
-
-    def observe(self, routing: Routing) -> None:
-        """Learn from a layer's selection."""
         now, *before = self._histories.add(routing.layer, routing.ids)
-        for earlier in before[: self._num_layers]:
-            rows, later_rows = _paired(earlier, now)
-            self._pairs.learn(earlier.layer, rows, now.layer, later_rows)
+        if before and routing.layer in self._layers:
+            self._learn(now, before)
+        context = self._histories.context()
+        if context is None or context.coming not in self._layers:
+            return ()
+        prediction = self._prediction(context)
+        return (prediction,) if prediction.experts else ()
+
+    def _learn(self, now: Seen, before: Sequence[Seen]) -> None:
+        rows, later_rows = _paired(before[0], now)
+        self._pairs.learn(before[0].layer, rows, now.layer, later_rows)
         if len(before) >= KEY_LAYERS and len(now.rows) == 1:
             used = [e for e in now.rows[0] if e < self._num_experts[now.layer]]
             self._repeats.learn(_key(before), now.layer, used)
 
-    def guess(self, without: int | None = None) -> Sequence[Prediction]:
-        """The coming layers' likely experts, as many as the newest selection has; not of layer `without`."""
-        context = self._histories.context(self._num_layers)
-        if context is None:
-            return ()
-        wanted = ((i, layer) for i, layer in enumerate(context.coming) if layer != without)
-        predictions = [self._prediction(context, layer, i == 0) for i, layer in wanted]
-        return [p for p in predictions if p.experts]
-
-    def _prediction(self, context: Context, layer: int, nearest: bool) -> Prediction:
-        newest = context.seen[0]
+    def _prediction(self, context: Context) -> Prediction:
+        """The coming layer's likely experts, as many as the newest selection has."""
+        newest, layer = context.seen[0], context.coming
         rows = newest.rows[-1:] if context.next_step else newest.rows
         scores = self._pairs.scores(newest.layer, rows, layer)
-        if nearest and len(rows) == 1 and len(context.seen) >= KEY_LAYERS:
+        if len(rows) == 1 and len(context.seen) >= KEY_LAYERS:
             # Whole numbers, so an exact history outweighs pairs, and pairs fill up where it is short.
             for expert, times in self._repeats.followed(_key(context.seen), layer).items():
                 scores[expert] += times

@@ -25,6 +25,7 @@ from pgmoe.experts.pool import ExpertPool, Weights
 from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.experts.slots import SlotArena
 from pgmoe.experts.stores.base import ExpertStore
+from pgmoe.experts.trust import GuessTrust
 from pgmoe.gating.on_demand import OnDemand
 from pgmoe.layout import PAGE, Blob, BlobLayout, ExpertFFN, ExpertId, ExpertLayer, Extent
 from pgmoe.metrics.stats import ExpertStats
@@ -147,7 +148,7 @@ class PoolParts:
     def experts(self, layer: int) -> PooledExperts:
         """What an MoE layer calls; on demand."""
         size = self.layers[layer].layout.weight_bytes
-        prefetcher = Prefetcher(OnDemand(), self.pool, PrefetchLimiter(1e9), size, self.stats)
+        prefetcher = Prefetcher(OnDemand(), self.pool, PrefetchLimiter(1e9), GuessTrust(), size, self.stats)
         return PooledExperts(layer, self.layers[layer], self.pool, prefetcher)
 
     def take(self, layer: int, experts: Sequence[int]) -> list[int]:

@@ -11,6 +11,7 @@ from pgmoe.experts.cache import SlotState
 from pgmoe.experts.limiter import LimiterRules, PrefetchLimiter
 from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.experts.stores.disk import DiskStore
+from pgmoe.experts.trust import GuessTrust, TrustRules
 from pgmoe.layout import ExpertId, ExpertLayer
 from pgmoe.routing import Prediction, Routing
 from tests.support.expert_files import PoolParts
@@ -18,7 +19,7 @@ from tests.support.routings import routing
 from tests.support.transfers import FakeClock
 
 Layers = tuple[ExpertLayer, ...]
-RULES = LimiterRules(window_outcomes=4, shadow_every=2)
+RULES = TrustRules(window=4, sample_every=2)
 
 
 class Scripted:
@@ -48,9 +49,11 @@ class Rig:
         self.clock, self.gating = FakeClock(), Scripted(limited=limited)
         self.parts = PoolParts(layers, store, num_slots, clock=self.clock)
         self.size = layers[0].layout.weight_bytes
-        self.limiter = PrefetchLimiter(1.0, RULES)  # so slow that a layer's time carries not one byte
-        self.stats = self.parts.stats
-        self.prefetcher = Prefetcher(self.gating, self.parts.pool, self.limiter, self.size, self.stats)
+        self.limiter = PrefetchLimiter(1.0)  # so slow that a layer's time carries not one byte
+        self.trust, self.stats = GuessTrust(RULES), self.parts.stats
+        self.prefetcher = Prefetcher(
+            self.gating, self.parts.pool, self.limiter, self.trust, self.size, self.stats
+        )
 
     def layer(self, layer: int, uses: Sequence[int], *says: Prediction) -> Tensor | None:
         """One layer computes; what its look-ahead gave."""
@@ -70,13 +73,12 @@ class Rig:
         """All that is under way has arrived."""
         self.clock.time += 100.0
 
-    def waste(self, times: int) -> None:
-        """A guess for layer 1 that comes in vain and is evicted, so often."""
+    def err(self, times: int) -> None:
+        """A guess for layer 1 that is wrong, so often."""
         for _ in range(times):
             self.layer(0, [0], guess(1, 0))
             self.settle()
             self.layer(1, [1, 2, 3])  # all slots that there are
-        self.layer(0, [0])
 
 
 def guess(layer: int, *experts: int) -> Prediction:
@@ -112,37 +114,28 @@ def test_exact_ones_are_ordered_at_once_and_all(layers: Layers, store: DiskStore
     assert rig.coming() == {ExpertId(1, 5), ExpertId(1, 1), ExpertId(1, 2), ExpertId(1, 4), ExpertId(0, 3)}
 
 
-def test_a_gating_that_is_not_limited_gets_all_it_predicts(layers: Layers, store: DiskStore) -> None:
+def test_a_gating_that_is_not_limited_gets_all_it_predicts_and_is_not_judged(
+    layers: Layers, store: DiskStore
+) -> None:
     rig = Rig(layers, store, 12, limited=False)
-    rig.layer(0, [0], guess(1, 0, 1, 2, 3, 4, 5))
-    assert len(rig.coming()) == 6
-    rig.limiter.on = False
-    rig.settle()
+    for _ in range(2 * RULES.window):
+        rig.layer(0, [0], guess(1, 0, 1, 2, 3, 4, 5))
+        rig.settle()
+        rig.layer(1, [])
+    rig.trust.on = False
     rig.layer(1, [0], guess(0, 1, 2))
     assert rig.coming() == {ExpertId(0, 1), ExpertId(0, 2)}
     assert rig.stats.prefetch_on
+    assert rig.stats.prefetch_switches == 0
 
 
-def test_outcomes_are_told_the_limiter_as_they_are_counted(layers: Layers, store: DiskStore) -> None:
-    rig = Rig(layers, store, 3)
-    rig.layer(0, [0], guess(1, 3))
-    rig.settle()
-    rig.layer(1, [3], guess(0, 1))  # useful
-    rig.layer(0, [1], guess(1, 4))  # late
-    rig.settle()
-    rig.layer(1, [0, 1, 2])  # wasted
-    rig.layer(0, [0])
-    assert dict(rig.stats.prefetch_bytes) == dict.fromkeys(["useful", "late", "wasted"], rig.size)
-    told = rig.limiter.useful_bytes, rig.limiter.late_bytes, rig.limiter.wasted_bytes
-    assert told == (rig.size, rig.size, rig.size)
-
-
-def test_wasted_guesses_switch_guessing_off_and_no_byte_moves_any_more(
+def test_wrong_guesses_switch_guessing_off_and_no_byte_moves_any_more(
     layers: Layers, store: DiskStore
 ) -> None:
     rig = Rig(layers, store, 3)
     assert rig.stats.prefetch_on
-    rig.waste(RULES.window_outcomes // 2)
+    rig.err(RULES.window // 2)
+    rig.layer(0, [0])
     assert not rig.stats.prefetch_on
     assert rig.stats.prefetch_switches == 1
     moved, asked = rig.stats.links["emulated"].num_bytes["prefetch"], rig.gating.asked
@@ -151,43 +144,55 @@ def test_wasted_guesses_switch_guessing_off_and_no_byte_moves_any_more(
         rig.layer(1, [4])
     assert rig.stats.links["emulated"].num_bytes["prefetch"] == moved
     assert rig.gating.asked == asked + 40  # statistics go on
-    assert rig.limiter.shadow_wasted_bytes > 0
     assert not rig.stats.prefetch_on
+
+
+def test_only_places_that_are_right_often_enough_are_fetched(layers: Layers, store: DiskStore) -> None:
+    rig = Rig(layers, store, 3)
+    for turn in range(RULES.window):
+        rig.layer(0, [0], guess(1, turn % 3, 3 + turn % 3))
+        rig.settle()
+        rig.layer(1, [turn % 3])
+        rig.layer(0, [1, 2, 3])  # all slots: what was guessed is missing again
+    for _ in range(LimiterRules().num_windows):
+        rig.limiter.observe_layer(100.0 * rig.size, 0.0)
+    rig.layer(0, [0], guess(1, 0, 3))
+    assert rig.coming() == {ExpertId(1, 0)}
+    assert rig.stats.prefetch_on
 
 
 def test_while_off_only_sampled_layers_look_ahead(layers: Layers, store: DiskStore) -> None:
     rig = Rig(layers, store, 3)
-    rig.waste(RULES.window_outcomes // 2)
+    rig.err(RULES.window // 2)
     before = rig.gating.looked_ahead
     ahead = [rig.layer(layer, [0]) is not None for layer in (0, 1, 0, 1, 0, 1)]
-    assert sum(ahead) == 6 // RULES.shadow_every == rig.gating.looked_ahead - before
+    assert sum(ahead) == 6 // RULES.sample_every == rig.gating.looked_ahead - before
 
 
-def test_right_predictions_scored_in_shadow_switch_guessing_on_again(
+def test_right_predictions_scored_without_a_fetch_switch_guessing_on_again(
     layers: Layers, store: DiskStore
 ) -> None:
     rig = Rig(layers, store, 3)
-    rig.waste(RULES.window_outcomes // 2)
-    turns = 0
-    while not rig.limiter.on and turns < 50:
+    rig.err(RULES.window // 2)
+    moved, turns = rig.stats.links["emulated"].num_bytes["prefetch"], 0
+    while not rig.trust.on and turns < 50:
         turns += 1
         rig.layer(0, [turns % 3], guess(1, 3 + turns % 3))
+        assert rig.stats.links["emulated"].num_bytes["prefetch"] == moved
         rig.layer(1, [3 + turns % 3], guess(0, (turns + 1) % 3))
-    assert rig.limiter.on
-    assert rig.limiter.shadow_useful_bytes == RULES.window_outcomes // 2 * rig.size
+    assert rig.trust.on
+    rig.settle()
     rig.layer(0, [0], guess(1, 0))
     assert rig.coming() == {ExpertId(1, 0)}
     assert rig.stats.prefetch_on
     assert rig.stats.prefetch_switches == 2
 
 
-def test_a_shadow_scores_missing_experts_alone(layers: Layers, store: DiskStore) -> None:
-    rig = Rig(layers, store, 3)
-    rig.waste(RULES.window_outcomes // 2)
-    rig.layer(1, [2])
-    for _ in range(3):
-        rig.layer(0, [0], guess(1, 2, 5))
-        rig.layer(1, [2])  # a hit without any guess
-        rig.layer(0, [0])  # so that another layer than before is sampled
-    assert rig.limiter.shadow_useful_bytes == 0
-    assert rig.limiter.shadow_wasted_bytes > 0
+def test_experts_that_were_there_already_score_nothing(layers: Layers, store: DiskStore) -> None:
+    rig = Rig(layers, store, 12)
+    rig.layer(1, [0, 2])
+    for _ in range(2 * RULES.window):
+        rig.layer(0, [0], guess(1, 0, 2))
+        rig.layer(1, [5])
+    assert rig.trust.on
+    assert rig.stats.prefetch_switches == 0

@@ -41,7 +41,7 @@ def random_passes(seed: int) -> list[tuple[str, list[Routing]]]:
 def make(name: str, passes: Sequence[tuple[str, Sequence[Routing]]]) -> Gating:
     num_layers = len(ENCODER + DECODER)
     trace = trace_of(passes, num_layers, NUM_EXPERTS)
-    return make_gating(name, GatingInputs((NUM_EXPERTS,) * num_layers, num_layers=2, trace=trace))
+    return make_gating(name, GatingInputs((NUM_EXPERTS,) * num_layers, trace=trace))
 
 
 @pytest.mark.parametrize("seed", range(5))

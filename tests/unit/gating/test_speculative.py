@@ -45,24 +45,22 @@ def test_what_most_tokens_want_comes_first_and_entries_for_no_expert_are_skipped
 
 
 def test_where_nothing_can_be_looked_ahead_statistics_fill_in() -> None:
-    gating = make_gating("speculative", GatingInputs((8, 8)))
+    gating = Speculative([lambda hidden: hidden, None], (8, 8))
     for _ in range(3):
         after = play(gating, "a", [routing(0, (0, 1), ahead=[(6, 7)]), routing(1, (2, 3))])
-    assert [(p.layer, p.experts) for p in after[0]] == [(1, (6, 7))]  # not what statistics say, 2 and 3
+    assert [(p.layer, p.experts) for p in after[0]] == [(1, (6, 7))]
     assert [(p.layer, set(p.experts)) for p in after[1]] == [(0, {0, 1})]
 
 
-def test_statistics_may_go_on_where_the_look_ahead_ends() -> None:
-    gating = make_gating("speculative", GatingInputs((8, 8, 8), num_layers=2))
-    step = [routing(0, (0, 1), ahead=[(6, 7)]), routing(1, (2, 3), ahead=[(5, 4)]), routing(2, (4, 5))]
+def test_where_no_look_ahead_was_asked_for_of_a_layer_that_has_one_nothing_is_said() -> None:
+    gating = Speculative([lambda hidden: hidden, None], (8, 8))
     for _ in range(3):
-        after = play(gating, "a", step)
-    assert [(p.layer, set(p.experts)) for p in after[0]] == [(1, {6, 7}), (2, {4, 5})]
-    assert [(p.layer, set(p.experts)) for p in after[1]] == [(2, {4, 5}), (0, {0, 1})]
+        after = play(gating, "a", [routing(0, (0, 1)), routing(1, (2, 3))])
+    assert [len(one) for one in after] == [0, 1]
 
 
-def test_without_statistics_it_only_knows_what_was_looked_at() -> None:
-    gating = Speculative([None, None], (8, 8))
+def test_without_any_look_ahead_it_is_statistics() -> None:
+    gating = make_gating("speculative", GatingInputs((8, 8)))
     for _ in range(3):
-        after = play(gating, "a", [routing(0, (0, 1), ahead=[(6, 7)]), routing(1, (2, 3))])
-    assert [len(one) for one in after] == [1, 0]
+        after = play(gating, "a", [routing(0, (0, 1)), routing(1, (2, 3))])
+    assert [(p.layer, set(p.experts)) for (p,) in after] == [(1, {2, 3}), (0, {0, 1})]
