@@ -34,7 +34,7 @@ def plot_curve(result: CurveResult, path: Path) -> None:
     for line, colour in _colours(result).items():
         _draw(left, result, line, colour, lambda p, name: Spread.of(p.of(name).speeds))
         _draw(right, result, line, colour, result.fraction)
-    shares = [p.share for p in result.points]
+    shares = [_x(result, p) for p in result.points]
     first = result.lines[0]
     resident = [Spread.of(result.reference(p, first).speeds).median for p in result.points]
     roofs = [result.roofline(p, first).median for p in result.points]
@@ -50,8 +50,10 @@ def plot_curve(result: CurveResult, path: Path) -> None:
     right.set_ylim(0, 1.12)
     right.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
     for axes in (left, right):
-        axes.set_xlabel("experts in memory")
-        axes.set_xticks(shares, [f"{s:g}%" for s in shares])
+        axes.set_xlabel(
+            "memory limit of the process, of the weights' bytes" if result.by_limit else "experts in memory"
+        )
+        axes.set_xticks(shares, [f"{s:.3g}%" for s in shares])
         axes.grid(alpha=0.25, lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(
@@ -63,11 +65,16 @@ def plot_curve(result: CurveResult, path: Path) -> None:
 
 def _draw(axes: Axes, result: CurveResult, line: str, colour: str, value: Value) -> None:
     points = [point for point in result.points if point.has(line)]
-    spreads, shares = [value(point, line) for point in points], [point.share for point in points]
+    spreads, shares = [value(point, line) for point in points], [_x(result, point) for point in points]
     axes.fill_between(
         shares, [s.low for s in spreads], [s.high for s in spreads], color=colour, alpha=0.18, lw=0
     )
     axes.plot(shares, [s.median for s in spreads], "o-", color=colour, lw=1.8, ms=4, label=line)
+
+
+def _x(result: CurveResult, point: CurvePoint) -> float:
+    limit = result.limit_share(point) if result.by_limit else None
+    return point.share if limit is None else limit
 
 
 def _colours(result: CurveResult) -> dict[str, str]:

@@ -79,6 +79,8 @@ def _agreement(series: Series, expected: Sequence[int]) -> str:
 
 def _limits(result: CurveResult, point: CurvePoint) -> list[str]:
     limit = "none" if point.limit_bytes is None else gb(point.limit_bytes)
+    if (of_weights := result.limit_share(point)) is not None:
+        limit += f", {of_weights:.0f}% of the weights"
     rate = Spread.of([b / 1e9 for b in point.bandwidth]).text(2)
     roof = result.roofline(point, result.lines[0]).text(3)
     least = f"{point.belady_bytes / 1e6:.1f} MB"

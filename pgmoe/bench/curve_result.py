@@ -43,11 +43,21 @@ class CurveResult(Record):
     points: tuple[CurvePoint, ...]
     engines: dict[str, str]
     """By line, the reference that its speeds are taken over."""
+    weight_bytes: int | None = None
+    """Of the whole model; None in files from before it was kept."""
+    by_limit: bool = False
+    """Whether the points are memory limits, and the shares of the experts follow from them."""
 
     @property
     def lines(self) -> tuple[str, ...]:
         """In the order in which they were measured."""
         return tuple(self.engines)
+
+    def limit_share(self, point: CurvePoint) -> float | None:
+        """The point's memory limit in per cent of the weights' bytes, if both are known."""
+        if point.limit_bytes is None or self.weight_bytes is None:
+            return None
+        return 100 * point.limit_bytes / self.weight_bytes
 
     def fraction(self, point: CurvePoint, line: str) -> Spread:
         """Of the speed with all experts resident, round by round."""

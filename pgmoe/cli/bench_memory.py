@@ -52,6 +52,15 @@ OurTokens = Annotated[int, typer.Option("--tokens", min=9, help="Tokens of each 
 def curve(
     model: ModelKind,
     share: Share = SHARES,
+    limit: Annotated[
+        list[float],
+        typer.Option(
+            min=1,
+            max=100,
+            help="In place of shares: per cent of the weights' bytes that every process may take in all, "
+            "libraries included; may be repeated.",
+        ),
+    ] = [],  # noqa: B006
     gating: GatingNames = [],  # noqa: B006
     option: EngineOption = [],  # noqa: B006
     pack: Pack = None,
@@ -71,6 +80,8 @@ def curve(
 
     folder = _folder(model)
     made = _curve("curve", model, folder, share, gating, option, pack, emulate, tokens)
+    if limit:
+        made = _by_limit(made, folder, limit)
     if peers and emulate is None:
         made = replace(
             made,
@@ -177,6 +188,15 @@ def _curve(
         link_bytes_per_s=float(parse_bytes(emulate.removesuffix("/s"))) if emulate is not None else None,
         trace=trace if ORACLE in gatings else None,
     )
+
+
+def _by_limit(made: Curve, folder: Path, limits: list[float]) -> Curve:
+    from pgmoe.bench.curve import share_within
+    from pgmoe.models.loader import read_plan
+
+    plan = read_plan(str(folder))
+    shares = tuple(share_within(plan, limit) for limit in limits)
+    return replace(made, name=f"{made.name}-by-limit", shares=shares, by_limit=True)
 
 
 def _gguf(folder: Path) -> Path:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from pgmoe.bench.arms.engine import EngineArm
-from pgmoe.bench.curve import Curve, measure_curve, memory_need
+from pgmoe.bench.curve import Curve, measure_curve, memory_need, share_within
 from pgmoe.bench.curves import our_lines, parse_options, peer_lines
 from pgmoe.bench.job import Job, Place
 from pgmoe.bench.lines import OurLine
@@ -101,6 +102,19 @@ def test_an_engine_fits_into_the_memory_that_it_is_said_to_need(place: Place) ->
     slot_bytes = plan.layers[0].layout.slot_bytes
     assert memory_need(plan, 100) - memory_need(plan, 50) == 8 * slot_bytes
     assert memory_need(plan, 50) > plan.dense_bytes + 8 * slot_bytes
+
+
+def test_what_a_limit_holds_is_what_is_said_to_need_no_more_and_little_less(place: Place) -> None:
+    plan = read_plan(place.model)
+    weights = plan.dense_bytes + memory_need(plan, 100) - memory_need(plan, 0)
+    least = (memory_need(plan, 1) / weights) * 100
+    for limit in (least, 1.001 * least, memory_need(plan, 62.5) / weights * 100 + 1e-9):
+        share = share_within(plan, limit)
+        allowed = weights * limit / 100
+        assert memory_need(plan, share) <= allowed < memory_need(plan, share + 0.1) + 1
+    assert share_within(plan, 10 * least) == 100
+    with pytest.raises(ConfigError, match=f"limit 50%.*give {math.ceil(least)}%"):
+        share_within(plan, 50)
 
 
 def test_a_line_for_each_gating_and_options_for_all() -> None:
