@@ -115,6 +115,7 @@ bench: $(VENV)/.bench ## Measure this machine (leave it alone meanwhile); result
 	$(BIN)/pgmoe bench olmoe-like
 	$(BIN)/pgmoe bench curve default $(CURVE_GATINGS)
 	$(BIN)/pgmoe bench curve olmoe-like $(CURVE_GATINGS)
+	$(BIN)/pgmoe bench curve olmoe-like $(CURVE_GATINGS) --limit 75 --limit 50 --limit 25
 	$(BIN)/pgmoe bench curve olmoe-like $(CURVE_GATINGS) --emulate 25GB/s
 	$(BIN)/pgmoe bench curve olmoe-like $(CURVE_GATINGS) --emulate 50GB/s
 	$(BIN)/pgmoe bench reads olmoe-like

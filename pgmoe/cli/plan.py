@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from pgmoe.cli.options import Device, Json, Model
 from pgmoe.errors import ConfigError
-from pgmoe.units import format_bytes, parse_rate
+from pgmoe.units import parse_rate
 
 if TYPE_CHECKING:
     import torch
 
+    from pgmoe.cli.plan_report import Row
     from pgmoe.engine.memory_plan import MemoryPlan
-    from pgmoe.engine.roofline import Prediction, TokenCost
+    from pgmoe.engine.roofline import TokenCost
     from pgmoe.models.loader import ModelPlan
+    from pgmoe.simulation.hit_rates import HitRates
 
 SHARES = (100, 75, 50, 25, 10)
-BATCHES = (1, 4, 16, 64)
-STREAM_ALL = 0.9
-"""From this share of a layer's experts on, bringing all of them in order costs no more than choosing."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One budget and what it is predicted to buy."""
-
-    budget: str
-    device_bytes: int
-    slots: int
-    hit_rate: float
-    miss_bytes_per_token: float
-    tokens_per_s: float
-    limit: str
 
 
 def plan(
@@ -52,6 +34,9 @@ def plan(
     compute_tokens_per_s: Annotated[
         float | None, typer.Option(min=0.001, help="Speed with all experts resident; measured if not given.")
     ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Hit rates by replaying this `pgmoe trace`, not uniform routing.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the prediction to this PNG file.")] = None,
     offline: Annotated[
         Path | None,
@@ -62,35 +47,54 @@ def plan(
 ) -> None:
     """Predict tokens per second for shares of the experts and a budget. Nothing is loaded or answered.
 
-    One sequence at a time; routing is taken as uniform, fetching and computing as overlapping without loss.
+    One sequence at a time, fetching and computing overlapped without loss, routing as recorded or uniform.
     """
-    from pgmoe.config import EngineConfig
+    from pgmoe.cli.plan_offline import offline_text
+    from pgmoe.cli.plan_report import render_json, show
     from pgmoe.engine.assembly import resolve_device
-    from pgmoe.engine.measured_needs import measure_needs
-    from pgmoe.engine.memory_plan import ExpertShape, plan_memory
     from pgmoe.models.loader import read_plan
 
     found, on = read_plan(model), resolve_device(device)
-    shape = ExpertShape.of(found.layers, found.loaded_bytes(on))
-    needs = measure_needs(found, EngineConfig(model=model, device=device), on)
-    shares = [f"{p}%" for p in SHARES if shape.num_experts * p // 100 >= shape.top_k]
-    budgets = [*shares, *([device_memory] if device_memory else [])]
-    memories = {budget: plan_memory(budget, "auto", shape, needs) for budget in budgets}
+    hits = _hit_rates(found, trace)
+    memories = _memories(found, on, device_memory)
     cost = _cost(found, on, bandwidth, compute_tokens_per_s)
-    rows = [_row(budget, memory, cost) for budget, memory in memories.items()]
+    rows = [_row(budget, memory, cost, hits) for budget, memory in memories.items()]
+    routing = "uniform routing" if trace is None else f"routing of {trace.name}"
     if plot is not None:
         from pgmoe.cli.plan_plot import draw
 
-        draw(Path(model).name, rows, cost, plot)
+        draw(f"{Path(model).name}: predicted by the roofline, {routing}", rows, cost, plot)
+    text = None if offline is None else offline_text(found, offline)
     if as_json:
-        document = {"kind": "prediction", **asdict(cost), "budgets": [asdict(row) for row in rows]}
-        typer.echo(json.dumps(document))
-        return
-    _print(rows, cost, found)
-    if offline is not None:
-        from pgmoe.cli.plan_offline import offline_text
+        typer.echo(render_json(rows, cost, routing, found.layers[0], text))
+    else:
+        show(rows, cost, routing, found.layers[0], text)
 
-        typer.echo(offline_text(found, offline))
+
+def _hit_rates(found: ModelPlan, trace: Path | None) -> HitRates | None:
+    """With the policy that engines have by default."""
+    if trace is None:
+        return None
+    from pgmoe.config import EngineConfig
+    from pgmoe.simulation.hit_rates import HitRates
+    from pgmoe.trace import Trace
+
+    policy = EngineConfig(model=str(found.checkpoint.folder)).policy
+    return HitRates(Trace.load(trace), policy, tuple(layer.num_experts for layer in found.layers))
+
+
+def _memories(found: ModelPlan, device: torch.device, own_budget: str | None) -> dict[str, MemoryPlan]:
+    """What each budget is divided into. Raises BudgetTooSmall."""
+    from pgmoe.config import EngineConfig
+    from pgmoe.engine.measured_needs import measure_needs
+    from pgmoe.engine.memory_plan import ExpertShape, plan_memory
+
+    shape = ExpertShape.of(found.layers, found.loaded_bytes(device))
+    config = EngineConfig(model=str(found.checkpoint.folder), device=str(device))
+    needs = measure_needs(found, config, device)
+    shares = [f"{p}%" for p in SHARES if shape.num_experts * p // 100 >= shape.top_k]
+    budgets = [*shares, *([own_budget] if own_budget else [])]
+    return {budget: plan_memory(budget, "auto", shape, needs) for budget in budgets}
 
 
 def _cost(
@@ -133,10 +137,11 @@ def _disk_speed(found: ModelPlan) -> float:
     return speed
 
 
-def _row(budget: str, memory: MemoryPlan, cost: TokenCost) -> Row:
+def _row(budget: str, memory: MemoryPlan, cost: TokenCost, hits: HitRates | None) -> Row:
+    from pgmoe.cli.plan_report import Row
     from pgmoe.engine.roofline import predict
 
-    p: Prediction = predict(cost, memory.num_slots)
+    p = predict(cost, memory.num_slots, None if hits is None else hits.at(memory.num_slots))
     return Row(
         budget=budget,
         device_bytes=memory.total_bytes,
@@ -146,37 +151,3 @@ def _row(budget: str, memory: MemoryPlan, cost: TokenCost) -> Row:
         tokens_per_s=p.tokens_per_s,
         limit=p.limit,
     )
-
-
-def _print(rows: list[Row], cost: TokenCost, found: ModelPlan) -> None:
-    console = Console()
-    console.print(
-        f"Predicted, not measured: one sequence, uniform routing; compute {1 / cost.compute_s:.1f} tokens/s "
-        f"with all experts resident, link {format_bytes(int(cost.bandwidth))}/s."
-    )
-    table = Table("budget", "on the device", "slots", "hit rate", "missed a token", "tokens/s", "limit")
-    for row in rows:
-        table.add_row(
-            row.budget,
-            format_bytes(row.device_bytes),
-            str(row.slots),
-            f"{row.hit_rate:.0%}",
-            format_bytes(int(row.miss_bytes_per_token)),
-            f"{row.tokens_per_s:.1f}",
-            row.limit,
-        )
-    console.print(table)
-    console.print(_batches(found))
-
-
-def _batches(found: ModelPlan) -> str:
-    """How many experts of a layer a batch needs, and what that says of fetching."""
-    from pgmoe.engine.roofline import expected_distinct
-
-    layer = found.layers[0]
-    parts = []
-    for size in BATCHES:
-        distinct = expected_distinct(layer.num_experts, layer.top_k, size)
-        mode = "stream all" if distinct >= STREAM_ALL * layer.num_experts else "fetch the chosen"
-        parts.append(f"{size} tokens use {distinct:.1f} of {layer.num_experts} experts ({mode})")
-    return "Batched offline, a layer of " + ", ".join(parts) + "."

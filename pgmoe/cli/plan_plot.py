@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgmoe.engine.roofline import TokenCost, predict
+from pgmoe.engine.roofline import TokenCost
 from pgmoe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pgmoe.cli.plan import Row
-
-POINTS = 200
+    from pgmoe.cli.plan_report import Row
 
 
-def draw(model: str, rows: Sequence[Row], cost: TokenCost, path: Path) -> None:
+def draw(title: str, rows: Sequence[Row], cost: TokenCost, path: Path) -> None:
     """Draw tokens/s over the share of experts on the device. Raises ConfigError without matplotlib."""
     try:
         from matplotlib.figure import Figure
@@ -23,10 +21,9 @@ def draw(model: str, rows: Sequence[Row], cost: TokenCost, path: Path) -> None:
         raise ConfigError("plots need matplotlib; pip install 'pgmoe[bench]'") from None
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    slots = sorted({max(1, cost.num_experts * i // POINTS) for i in range(1, POINTS + 1)})
+    points = sorted((100 * row.slots / cost.num_experts, row.tokens_per_s) for row in rows)
     axes.plot(
-        [100 * s / cost.num_experts for s in slots],
-        [predict(cost, s).tokens_per_s for s in slots],
+        *zip(*points, strict=True),
         color="#2a6f97",
         label=f"the slower of both; link {cost.bandwidth / 1e9:.2f} GB/s",
     )
@@ -48,6 +45,6 @@ def draw(model: str, rows: Sequence[Row], cost: TokenCost, path: Path) -> None:
     axes.set_ylabel("tokens/s")
     axes.set_ylim(0, 1.25 / cost.compute_s)
     axes.set_xlim(0, 105)
-    axes.set_title(f"{model}: predicted by the roofline, uniform routing, one sequence", fontsize=10)
+    axes.set_title(title, fontsize=10)
     axes.legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=120)

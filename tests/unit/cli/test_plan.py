@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from pgmoe.cli.main import app
 from pgmoe.errors import BudgetTooSmall, ConfigError, UnsupportedModel
 from tests.conftest import TinyCheckpoints
+from tests.support.routings import routing, trace_of
 
 
 def plan(folder: Path, *options: str) -> dict[str, Any]:
@@ -52,6 +53,22 @@ def test_people_are_told_that_it_is_a_prediction_and_get_a_picture(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_trace_gives_the_hit_rates(tiny: TinyCheckpoints, tmp_path: Path) -> None:
+    """Layers that use their first two experts again and again: a few slots hold them all."""
+    steps = [("a", [routing(0, (0, 1)), routing(1, (1, 0)), routing(2, (0, 1))])] * 10
+    trace_of(steps, num_layers=3, num_experts=8).save(file := tmp_path / "routing.parquet")
+    given = ["--bandwidth", "3600KiB/s", "--compute-tokens-per-s", "20"]
+    uniform = {row["budget"]: row for row in plan(tiny("mixtral"), *given)["budgets"]}
+    found = plan(tiny("mixtral"), *given, "--trace", str(file))
+    assert found["routing"] == "routing of routing.parquet"
+    rows = {row["budget"]: row for row in found["budgets"]}
+    assert rows["50%"]["hit_rate"] == pytest.approx(0.9)  # all but the first uses
+    assert uniform["50%"]["hit_rate"] == pytest.approx(0.5)
+    run = CliRunner().invoke(app, ["plan", str(tiny("olmoe")), *given, "--trace", str(file)])
+    assert isinstance(run.exception, ConfigError)
+    assert "the trace is of tiny" in str(run.exception)
+
+
 def test_what_is_wrong_is_raised_for_the_command_to_tell(tiny: TinyCheckpoints) -> None:
     run = CliRunner().invoke(app, ["plan", str(tiny("mixtral")), "--bandwidth", "fast"])
     assert isinstance(run.exception, ConfigError)
@@ -74,12 +91,16 @@ def test_a_gpu_machines_figures_give_the_offline_policy(tiny: TinyCheckpoints, t
     given = ["--bandwidth", "1MB/s", "--compute-tokens-per-s", "20", "--offline", str(file)]
     run = CliRunner().invoke(app, ["plan", str(tiny("mixtral")), *given])
     assert run.exit_code == 0, run.output
-    assert "by MoE-Lightning's model, predicted for a system that streams whole layers" in run.stdout
+    said = " ".join(run.stdout.split())
+    assert "by MoE-Lightning's model, predicted for a system that streams whole layers" in said
+    found = plan(tiny("mixtral"), *given)
+    assert "by MoE-Lightning's model" in found["offline"]
+    assert [batch["tokens"] for batch in found["batches"]] == [1, 4, 16, 64]
     run = CliRunner().invoke(app, ["plan", str(tiny("qwen2_moe")), *given])
     assert isinstance(run.exception, UnsupportedModel)
     file.write_text(json.dumps({**machine, "gpu_memory": 1000}))
     run = CliRunner().invoke(app, ["plan", str(tiny("mixtral")), *given])
-    assert "not one sequence fits" in run.stdout
+    assert "not one sequence fits" in " ".join(run.stdout.split())
     file.write_text(json.dumps({"gpu_memory": 1e9}))
     run = CliRunner().invoke(app, ["plan", str(tiny("mixtral")), *given])
     assert isinstance(run.exception, ConfigError)
