@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgmoe.errors import CorruptCheckpoint, WeightReadError
+from pgmoe.file_stamp import FileStamp
 from pgmoe.models.checkpoint import Checkpoint, StoredTensor
 
 
@@ -28,6 +29,7 @@ class StoredEmbedding(nn.Module):
         self._dtype = dtype
         try:
             self._file = os.open(stored.path, os.O_RDONLY)
+            self._stamp = FileStamp(self._file)
         except OSError as error:
             raise CorruptCheckpoint(f"{stored.path}: {error.strerror}; copy the file again") from error
         os.posix_fadvise(self._file, stored.offset, stored.nbytes, os.POSIX_FADV_RANDOM)
@@ -48,6 +50,9 @@ class StoredEmbedding(nn.Module):
         rows = torch.empty(len(tokens), self.embedding_dim, dtype=self._stored.dtype)
         for row, token in zip(rows.view(torch.uint8).numpy(), tokens.tolist(), strict=True):
             self._read(row.data, token)
+        change = self._stamp.change()
+        if change is not None:
+            raise WeightReadError(f"{self._stored.key}: {self._stored.path}: {change}")
         return rows[places].to(self._dtype)
 
     def _read(self, row: memoryview, token: int) -> None:

@@ -30,14 +30,24 @@ class Journal:
                 layer, expert, crc32 = map(int, line.split())
                 self.checksums[ExpertId(layer, expert)] = crc32
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
-        self._file.truncate(0 if self.begun_anew else len(whole))
-        if self.begun_anew:
-            self._file.write(heading.encode() + b"\n")
+        try:
+            self._file.truncate(0 if self.begun_anew else len(whole))
+            if self.begun_anew:
+                self._write(heading)
+        except OSError:
+            self._file.close()
+            raise
 
     def add(self, expert: ExpertId, crc32: int) -> None:
         """Note what has been written. Raises OSError."""
-        self._file.write(f"{expert.layer} {expert.expert} {crc32}\n".encode())
+        self._write(f"{expert.layer} {expert.expert} {crc32}")
         self.checksums[expert] = crc32
+
+    def _write(self, line: str) -> None:
+        """The whole of it: a disk that is all but full takes the beginning of a line without complaint."""
+        left = memoryview(f"{line}\n".encode())
+        while left:
+            left = left[self._file.write(left) :]
 
     def __enter__(self) -> Self:
         return self

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, MixtralConfig
 
 from pgmoe.engine.llm import LLM
 from pgmoe.engine.memory_plan import ExpertShape
-from pgmoe.errors import ExpertReadError
+from pgmoe.errors import WeightReadError
 from pgmoe.models.loader import read_plan
 from pgmoe.request import SamplingParams
 from tests.conftest import TinyCheckpoints
@@ -24,7 +24,7 @@ from tests.support.checkpoints import (
     FAMILIES,
     tiny_model,
 )
-from tests.support.damage import cut_experts, edit_header
+from tests.support.damage import WEIGHTS, Original, cut_experts, edit_header
 from tests.support.runs import Prompts, Run, all_logits, run, smallest_budget
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -201,14 +201,13 @@ def test_tensors_at_any_byte_of_a_file_change_no_bit(
 
 def test_after_a_failed_read_the_next_answer_is_right(tiny: TinyCheckpoints, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny("qwen3_moe"), tmp_path / "model")
-    weights = folder / "model.safetensors"
-    whole = weights.read_bytes()
+    whole = Original(folder / WEIGHTS)
     params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True, logprobs=3)
     with LLM(str(folder), device="cpu", device_memory="10%") as llm:
         (expected,) = llm.generate([PROMPTS.one], params)
         cut_experts(folder)
-        with pytest.raises(ExpertReadError, match=r"model\.safetensors"):
+        with pytest.raises(WeightReadError, match=WEIGHTS):
             llm.generate([PROMPTS.one], params)
-        weights.write_bytes(whole)
+        whole.put_back()
         (found,) = llm.generate([PROMPTS.one], params)
     assert found.logprobs == expected.logprobs

@@ -30,7 +30,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def model_folder(folder: Path) -> Path:
-    model = save_tiny_chat(folder / MODEL)
+    model = save_tiny_chat(folder / MODEL, max_shard_size="200KB")
     file = model / "generation_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"do_sample": True, **DEFAULTS}))
     return model

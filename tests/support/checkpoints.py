@@ -242,7 +242,9 @@ def save_tiny(
     return folder
 
 
-def save_tiny_chat(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+def save_tiny_chat(
+    folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0, max_shard_size: str = "1GB"
+) -> Path:
     """Write a tiny Mixtral with a real tokenizer and chat template to `folder` and return it.
 
     Its answers are noise: any bytes, so often broken UTF-8. The context is 512 tokens.
@@ -261,6 +263,6 @@ def save_tiny_chat(folder: Path, dtype: torch.dtype = torch.float32, seed: int =
         num_local_experts=8,
         num_experts_per_tok=2,
     )
-    tiny_model(config, dtype, seed).save_pretrained(folder)
+    tiny_model(config, dtype, seed).save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
     return folder

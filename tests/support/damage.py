@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,28 @@ def edit_index(folder: Path, change: Callable[[dict[str, str]], object]) -> None
     (folder / INDEX).write_text(json.dumps(index))
 
 
+def age(path: Path) -> None:
+    """Let it have been written an hour ago: the next write shows however soon it comes."""
+    written_s = time.time() - 3600
+    os.utime(path, (written_s, written_s))
+
+
+class Original:
+    """A file as it is now: content and time of the last write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.content, self._stat = path, path.read_bytes(), path.stat()
+
+    def put_back(self) -> None:
+        """Make it so again for those, too, who have it open."""
+        self.path.write_bytes(self.content)
+        self.put_back_time()
+
+    def put_back_time(self) -> None:
+        """Only this, as it is with bits that went bad on the disk."""
+        os.utime(self.path, ns=(self._stat.st_atime_ns, self._stat.st_mtime_ns))
+
+
 def cut(path: Path, num_bytes: int) -> None:
     """Keep the first bytes only, or all but the last where negative."""
     path.write_bytes(path.read_bytes()[:num_bytes])
@@ -62,12 +85,23 @@ def flip_bit(path: Path, offset: int) -> None:
         file.write(bytes([byte ^ 1]))
 
 
-def cut_experts(folder: Path) -> None:
-    """End the only weight file where the first expert begins; what comes before, the embedding, stays."""
-    layers = read_plan(str(folder)).layers
-    os.truncate(
-        folder / WEIGHTS, min(e.offset for layer in layers for extents in layer.extents for e in extents)
-    )
+def cut_experts(folder: Path) -> list[Path]:
+    """End each file of experts where its first one begins, and say which files these are."""
+    begins: dict[str, int] = {}
+    for extent in (
+        e for layer in read_plan(str(folder)).layers for extents in layer.extents for e in extents
+    ):
+        begins[extent.path] = min(extent.offset, begins.get(extent.path, extent.offset))
+    for path, begin in begins.items():
+        os.truncate(path, begin)
+    return [Path(path) for path in begins]
+
+
+def cut_embedding(folder: Path) -> list[Path]:
+    """End the file of the input embedding before its first row, and say which file this is."""
+    embedding = read_plan(str(folder)).checkpoint.tensors["model.embed_tokens.weight"]
+    os.truncate(embedding.path, embedding.offset)
+    return [Path(embedding.path)]
 
 
 def add_code(folder: Path) -> tuple[Path, dict[str, Any]]:

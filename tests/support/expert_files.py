@@ -29,6 +29,7 @@ from pgmoe.experts.trust import GuessTrust
 from pgmoe.gating.on_demand import OnDemand
 from pgmoe.layout import PAGE, Blob, BlobLayout, ExpertFFN, ExpertId, ExpertLayer, Extent
 from pgmoe.metrics.stats import ExpertStats
+from tests.support.damage import Original, age
 
 NUM_EXPERTS = 6
 """Of each layer, unless a test says otherwise."""
@@ -58,6 +59,7 @@ def write_layers(
             extents.append(tuple(ranges))
         weights = torch.randn(place // dtype.itemsize, generator=generator).to(dtype)
         path.write_bytes(weights.view(torch.uint8).numpy().tobytes())
+        age(path)
         ffn = ExpertFFN(activation=lambda x: torch.relu(x[:, :35]) * x[:, 35:])
         layers.append(ExpertLayer(f"layers.{number}.experts", layout, ffn, tuple(extents), top_k=2))
     return tuple(layers)
@@ -81,6 +83,7 @@ def write_packed_layers(folder: Path, layers: Sequence[ExpertLayer]) -> tuple[Ex
             )
             content += blob
         path.write_bytes(content)
+        age(path)
         packed.append(replace(layer, layout=layout, extents=tuple(extents), blobs=tuple(blobs)))
     return tuple(packed)
 
@@ -196,12 +199,14 @@ class GatedStore:
 
 
 def flip_sign_bits(layer: ExpertLayer) -> None:
-    """Turn the sign of one weight of every expert's `down` tensor around, in the file itself."""
+    """Turn the sign of one weight of every expert's `down` tensor around, on the disk: no write shows."""
     for extents in layer.extents:
         (down,) = (e for e in extents if e.tensor == "down")
         last_byte = down.offset + layer.dtype.itemsize - 1  # little-endian: the sign is in the last one
+        before = Original(Path(down.path))
         with open(down.path, "r+b") as file:
             file.seek(last_byte)
             (byte,) = file.read(1)
             file.seek(last_byte)
             file.write(bytes([byte ^ 0x80]))
+        before.put_back_time()

@@ -55,6 +55,9 @@ class DiskStore:
         for run in self._plans[expert]:
             try:
                 self._read(run, slot)
+                change = self._files[run.path].stamp.change()
+                if change is not None:
+                    raise OSError(change)
             except OSError as error:
                 place = place_of(expert, layer, run.path, run.offset)
                 raise ExpertReadError(f"{place}: {error}") from error

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from pgmoe.errors import ExpertReadError
+from pgmoe.file_stamp import FileStamp
 from pgmoe.layout import ExpertId, ExpertLayer
 
 
@@ -21,6 +22,8 @@ class ExpertFile:
     def __init__(self, path: str, *, direct_io: bool) -> None:
         """Raises OSError if it cannot be opened."""
         self._buffered = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.stamp = FileStamp(self._buffered)
+        """What it was when it was opened. Read first, then look at it."""
         self._direct: int | None = None
         if direct_io and hasattr(os, "O_DIRECT"):
             try:

@@ -45,14 +45,21 @@ class PackStore:
         return {region.name: region.offset for region in self._layers[expert.layer].layout.regions}
 
     def read(self, expert: ExpertId, slot: Tensor) -> int:
-        """One read. Raises ExpertReadError for a blob that was found corrupt, too."""
+        """One read. Raises ExpertReadError for a blob that was found corrupt, too.
+
+        Blobs of a file that has changed while it is open are compared with their checksums from then on.
+        """
         corrupt = self._check.corrupt.get(expert)
         if corrupt is not None:
             raise ExpertReadError(corrupt)
         layer = self._layers[expert.layer]
         blob = layer.blobs[expert.expert]
+        file, memory = self._files[blob.path], slot.numpy().data[: blob.nbytes]
         try:
-            self._files[blob.path].read(slot.numpy().data[: blob.nbytes], blob.offset)
+            file.read(memory, blob.offset)
+            change = file.stamp.change()
+            if change is not None and zlib.crc32(memory) != blob.crc32:
+                raise OSError(change)
         except OSError as error:
             place = place_of(expert, layer, blob.path, blob.offset)
             raise ExpertReadError(f"{place}: {error}") from error

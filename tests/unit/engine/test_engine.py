@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from pgmoe.errors import (
 from pgmoe.request import Completion, Request, SamplingParams
 from tests.conftest import TinyCheckpoints
 from tests.support.checkpoints import DECODER, tiny_model
-from tests.support.damage import cut_experts
+from tests.support.damage import Original, cut_embedding, cut_experts
 
 PROMPT = (5, 6, 7, 8)
 LONG = SamplingParams(max_tokens=200, temperature=0, ignore_eos=True)
@@ -159,13 +158,19 @@ def test_latencies_are_counted_for_each_request(tiny: TinyCheckpoints) -> None:
 
 
 @pytest.mark.parametrize("direct_io", [True, False])
-@pytest.mark.parametrize(("num_bytes", "kind"), [(None, ExpertReadError), (4096, WeightReadError)])
+@pytest.mark.parametrize(
+    ("cut_files", "kind"), [(cut_experts, ExpertReadError), (cut_embedding, WeightReadError)]
+)
 def test_a_file_cut_short_ends_the_request_that_needs_it_and_a_whole_one_heals(
-    tiny: TinyCheckpoints, tmp_path: Path, num_bytes: int | None, kind: type[Exception], direct_io: bool
+    tiny: TinyCheckpoints,
+    tmp_path: Path,
+    cut_files: Callable[[Path], list[Path]],
+    kind: type[Exception],
+    direct_io: bool,
 ) -> None:
-    folder = Path(shutil.copytree(tiny("mixtral"), tmp_path / "model"))
-    file = folder / "model.safetensors"
-    content = file.read_bytes()
+    model = tiny("mixtral", torch.float32, "200KB")  # embedding and experts in files of their own
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    before = [Original(path) for path in folder.glob("*.safetensors")]
     engine = load(folder, device_memory="10%", direct_io=direct_io)
     add(engine, "alone")
     expected = whole(run(engine)["alone"]).token_ids
@@ -173,15 +178,14 @@ def test_a_file_cut_short_ends_the_request_that_needs_it_and_a_whole_one_heals(
     add(engine, "met")
     add(engine, "spared")
     told = run(engine, num_steps=2)
-    cut_experts(folder)
-    if num_bytes is not None:
-        os.truncate(file, num_bytes)
+    cut = [str(path) for path in cut_files(folder)]
     (failed,) = engine.step()
-    file.write_bytes(content)  # the same file, for those who have it open
+    for file in before:
+        file.put_back()
     told["spared"] += run(engine)["spared"]
     assert failed.request_id == "met"
     assert type(failed.error) is kind
-    assert str(file) in str(failed.error)
+    assert any(path in str(failed.error) for path in cut)
     assert whole(told["spared"]).token_ids == expected
     assert engine.stats.finished == {"length": 2, "error": 1}
 

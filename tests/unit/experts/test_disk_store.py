@@ -17,6 +17,7 @@ from pgmoe.errors import ExpertReadError
 from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.layout import PAGE, BlobLayout, ExpertFFN, ExpertId, ExpertLayer, Extent
 from pgmoe.memory import page_aligned
+from tests.support.damage import Original, flip_bit
 from tests.support.expert_files import file_bytes, tensor_bytes, write_layers
 
 UNTOUCHED = 0xA5
@@ -165,11 +166,12 @@ def test_a_file_that_ends_too_early_is_named_with_the_expert(
     layer = one_expert([Extent(str(path), 5000, nbytes, "up", 0)])
     slot = fresh_slot(layer)
     with opened((layer,), direct_io) as store:
+        whole = Original(path)
         for size in (5000 + nbytes - 1, 5000, 4096, 1, 0):
             os.truncate(path, size)
             with pytest.raises(ExpertReadError, match=rf"expert 0 of layer: {path} .* bytes too early"):
                 store.read(ExpertId(0, 0), slot)
-        path.write_bytes(bytes(range(256)) * 100)
+        whole.put_back()
         assert store.read(ExpertId(0, 0), slot) == nbytes
 
 
@@ -186,6 +188,27 @@ def test_a_file_deleted_or_replaced_is_read_as_it_was_opened(tmp_path: Path, dir
             change()
             store.read(ExpertId(0, 2), slot)
             assert tensor_bytes(layer.layout.views(slot, store.starts(ExpertId(0, 2)))) == expected
+
+
+@both_ways
+@pytest.mark.parametrize("same_size", [True, False])
+def test_a_file_that_was_written_to_is_named_with_the_expert_until_it_is_put_back(
+    tmp_path: Path, direct_io: bool, same_size: bool
+) -> None:
+    (layer,) = write_layers(tmp_path, num_layers=1, num_experts=3)
+    slot, expert = fresh_slot(layer), ExpertId(0, 2)
+    path = Path(layer.extents[2][0].path)
+    whole = Original(path)
+    with opened((layer,), direct_io) as store:
+        if same_size:
+            flip_bit(path, layer.extents[2][0].offset)
+        else:
+            os.truncate(path, len(whole.content) + 1)
+        with pytest.raises(ExpertReadError, match=rf"expert 2 of .*: {path} .*the file was changed while it"):
+            store.read(expert, slot)
+        whole.put_back()
+        store.read(expert, slot)
+        assert tensor_bytes(layer.layout.views(slot, store.starts(expert))) == file_bytes(layer, 2)
 
 
 def test_closing_gives_back_every_file(path: Path) -> None:

@@ -17,6 +17,7 @@ from pgmoe.experts.placement import every_expert, spread_evenly
 from pgmoe.experts.policies import POLICIES, make_policy
 from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.layout import PAGE, ExpertId, ExpertLayer
+from tests.support.damage import Original
 from tests.support.expert_files import NUM_EXPERTS, PoolParts, file_bytes, tensor_bytes, write_layers
 
 Layers = tuple[ExpertLayer, ...]
@@ -117,14 +118,14 @@ def test_a_file_cut_short_fails_only_experts_that_are_on_disk_alone(layers: Laye
     assert parts.host is not None
     parts.host.fill([ExpertId(1, 5)], store, num_readers=1)
     path = Path(layers[1].extents[0][0].path)
-    whole = path.read_bytes()
+    whole = Original(path)
     os.truncate(path, 1000)
     for _ in range(3):  # no blob is lost by it
         with pytest.raises(ExpertReadError, match=r"expert 4 of layers\.1"):
             parts.take(1, [4])
     with parts.pool.lease(1, [5]) as lent:
         assert [expert.index for (expert,) in lent] == [5]
-    path.write_bytes(whole)
+    whole.put_back()
     assert sorted(parts.take(1, [4, 5])) == [4, 5]
     parts.resident()
     parts.pool.close()

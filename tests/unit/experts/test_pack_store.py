@@ -109,6 +109,22 @@ def test_a_file_cut_while_serving_is_named_with_the_expert_and_serves_again_when
 
 
 @both_ways
+def test_of_a_file_that_was_written_to_only_blobs_that_are_still_right_are_served(
+    packed: tuple[ExpertLayer, ...], direct_io: bool
+) -> None:
+    blob = packed[1].blobs[LAST.expert]
+    with opened(packed, direct_io=direct_io) as store:
+        flip_bit(Path(blob.path), blob.offset + blob.nbytes - 1)
+        fault = rf"expert 5 of layers.1.experts: {blob.path} from byte {blob.offset}: the file was changed"
+        with pytest.raises(ExpertReadError, match=fault):
+            read(store, packed, LAST)
+        for expert in range(5):
+            assert read(store, packed, ExpertId(1, expert)) == file_bytes(packed[1], expert)
+        flip_bit(Path(blob.path), blob.offset + blob.nbytes - 1)
+        assert read(store, packed, LAST) == file_bytes(packed[1], LAST.expert)
+
+
+@both_ways
 def test_a_file_deleted_or_replaced_is_read_as_it_was_opened(
     packed: tuple[ExpertLayer, ...], tmp_path: Path, direct_io: bool
 ) -> None:

@@ -15,7 +15,7 @@ from pgmoe.models.loader import load_model, read_plan
 from pgmoe.models.stored_embedding import StoredEmbedding, find_embedding
 from tests.conftest import TinyCheckpoints
 from tests.support.checkpoints import FAMILIES, tiny_config
-from tests.support.damage import WEIGHTS, edit_config, edit_weights
+from tests.support.damage import WEIGHTS, Original, age, edit_config, edit_weights, flip_bit
 
 CPU = torch.device("cpu")
 KEY = "model.embed_tokens.weight"
@@ -84,14 +84,27 @@ def test_a_token_without_a_row_is_an_error(folder: Path, token: int) -> None:
         embedding(torch.tensor([[3, token]]))
 
 
-def test_a_file_cut_short_is_named_and_whole_rows_are_still_to_be_had(folder: Path) -> None:
+def test_a_file_cut_short_is_named_and_gives_no_row_until_it_is_whole(folder: Path) -> None:
     stored = Checkpoint.open(str(folder)).tensors[KEY]
     embedding = StoredEmbedding(stored, torch.float32)
+    whole, before = Original(folder / WEIGHTS), embedding(torch.arange(9))
     row = stored.nbytes // stored.shape[0]
     os.truncate(folder / WEIGHTS, stored.offset + 5 * row + 1)
-    assert embedding(torch.tensor([4])).shape == (1, stored.shape[1])
     with pytest.raises(WeightReadError, match=rf"{KEY}: {folder / WEIGHTS} ends inside it"):
         embedding(torch.tensor([5]))
+    with pytest.raises(WeightReadError, match=rf"{KEY}: {folder / WEIGHTS}: the file was changed"):
+        embedding(torch.tensor([4]))
+    whole.put_back()
+    assert torch.equal(embedding(torch.arange(9)), before)
+
+
+def test_no_row_is_taken_from_a_file_that_was_written_to(folder: Path) -> None:
+    stored = Checkpoint.open(str(folder)).tensors[KEY]
+    age(folder / WEIGHTS)
+    embedding = StoredEmbedding(stored, torch.float32)
+    flip_bit(folder / WEIGHTS, stored.offset)
+    with pytest.raises(WeightReadError, match=rf"{KEY}: {folder / WEIGHTS}: the file was changed"):
+        embedding(torch.tensor([0]))
 
 
 def test_a_file_that_is_replaced_stays_the_one_it_was(folder: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from pgmoe.layout import ExpertId
 from pgmoe.packing.journal import DENSE, Journal
+from tests.support.full_disks import largest_file
 
 WRITTEN = {DENSE: 2**32 - 1, ExpertId(0, 0): 0, ExpertId(12, 345): 678}
 
@@ -47,3 +48,27 @@ def test_wherever_a_kill_cuts_it_the_whole_lines_count_and_more_can_be_added(pat
             journal.add(ExpertId(9, 9), 9)
         with Journal(path, "heading") as journal:
             assert journal.checksums == {**expected, ExpertId(9, 9): 9}
+
+
+def test_wherever_a_full_disk_cuts_a_line_it_is_told_and_the_lines_before_count(path: Path) -> None:
+    whole = path.read_bytes()
+    for room in range(len("1 2 3\n")):
+        path.write_bytes(whole)
+        with (
+            Journal(path, "heading") as journal,
+            pytest.raises(OSError, match="too large"),
+            largest_file(len(whole) + room),
+        ):
+            journal.add(ExpertId(1, 2), 3)
+        assert journal.checksums == WRITTEN
+        with Journal(path, "heading") as journal:
+            assert journal.checksums == WRITTEN
+            journal.add(ExpertId(1, 2), 3)
+        assert path.read_bytes() == whole + b"1 2 3\n"
+
+
+def test_a_heading_that_a_full_disk_refuses_is_told_and_is_none(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="too large"), largest_file(3):
+        Journal(tmp_path / "journal", "heading")
+    with Journal(tmp_path / "journal", "heading") as journal:
+        assert journal.begun_anew

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from pgmoe.selftest import read_plainly
 from tests.conftest import TinyCheckpoints
 from tests.support.checkpoints import FAMILIES
 from tests.support.damage import WEIGHTS, cut, edit_header
+from tests.support.full_disks import largest_file
 from tests.support.packs import contents, packed
 
 CPU = torch.device("cpu")
@@ -143,17 +141,6 @@ def test_too_little_disk_is_told_before_anything_is_written(
     with pytest.raises(ConfigError, match=r"pack needs 2.0 MiB, and its disk has 1000 B free"):
         pack(str(tiny("mixtral")), tmp_path / "pack")
     assert list(tmp_path.iterdir()) == []
-
-
-@contextmanager
-def largest_file(num_bytes: int) -> Iterator[None]:
-    """No file may grow beyond this: the kernel refuses the write, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("room", [20_000, 400_000], ids=["dense weights", "experts"])

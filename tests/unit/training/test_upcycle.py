@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import resource
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from pgmoe.errors import CheckpointError, ConfigError, CorruptCheckpoint, Unsupp
 from pgmoe.training import upcycle as upcycle_module
 from pgmoe.training.upcycle import upcycle
 from tests.support.dense import LLAMA, save_dense
+from tests.support.full_disks import largest_file
 
 
 @pytest.fixture(scope="module")
@@ -176,11 +176,6 @@ def test_an_interrupted_write_leaves_nothing(dense: Path, tmp_path: Path) -> Non
 
 
 def test_a_write_that_the_disk_refuses_leaves_nothing_and_says_why(dense: Path, tmp_path: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(ConfigError, match="File too large"):
-            upcycle(str(dense), tmp_path / "out")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with pytest.raises(ConfigError, match="File too large"), largest_file(100_000):
+        upcycle(str(dense), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -27,6 +27,7 @@ from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.layout import ExpertId, ExpertLayer
 from pgmoe.memory import page_aligned
 from pgmoe.metrics.stats import ExpertStats
+from tests.support.damage import Original
 from tests.support.expert_files import GatedStore, file_bytes, tensor_bytes
 from tests.support.transfers import PATIENCE_S
 
@@ -142,7 +143,7 @@ def test_bytes_are_counted_by_hop_and_reason(rig: Rig, copier: Copier | None) ->
 
 def test_errors_arrive_and_the_link_goes_on(rig: Rig) -> None:
     path = Path(rig.layers[0].extents[0][0].path)
-    whole = path.read_bytes()
+    whole = Original(path)
     os.truncate(path, 10)
     failed = [e for e in rig.every if e.layer == 0]
     for expert in rig.every:
@@ -151,7 +152,7 @@ def test_errors_arrive_and_the_link_goes_on(rig: Rig) -> None:
     wrong = {a.transfer.expert: a for a in arrivals if a.error is not None}
     assert set(wrong) == set(failed)
     assert all(isinstance(a.error, ExpertReadError) and not a.in_host for a in wrong.values())
-    path.write_bytes(whole)
+    whole.put_back()
     for expert in failed:
         rig.order(expert)
     assert all(rig.is_right(rig.wait()) for _ in failed)
