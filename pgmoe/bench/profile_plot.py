@@ -30,8 +30,8 @@ def plot_profile(result: ProfileResult, path: Path) -> None:
     _least(axes, result)
     axes.set_yticks(range(len(result.profiled)), [p.name for p in result.profiled])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.08 * max(p.token_ms.median for p in result.profiled))
-    axes.set_xlabel("ms per token, medians")
+    axes.set_xlim(0, 1.08 * max(sum(p.middle_ms.values()) for p in result.profiled))
+    axes.set_xlabel("ms per token, in each one's middle round")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     handles, names = axes.get_legend_handles_labels()
@@ -52,22 +52,16 @@ def plot_profile(result: ProfileResult, path: Path) -> None:
 def _bars(axes: Axes, result: ProfileResult) -> None:
     places = range(len(result.profiled))
     ends = [0.0] * len(places)
-    for number, part in enumerate(result.profiled[0].parts_ms):
-        widths = [p.parts_ms[part].median for p in result.profiled]
+    middles = [p.middle_ms for p in result.profiled]
+    for number, part in enumerate(middles[0]):
+        widths = [middle[part] for middle in middles]
         colour = COLOURS[number % len(COLOURS)]
         bars = axes.barh(places, widths, left=ends, height=BAR, color=colour, label=part)
         labels = [f"{width:.0f}" if width >= LEAST_LABELLED_MS else "" for width in widths]
         axes.bar_label(bars, labels, label_type="center", fontsize=9, color="white")
         ends = [end + width for end, width in zip(ends, widths, strict=True)]
-    for place, (end, p) in enumerate(zip(ends, result.profiled, strict=True)):
-        axes.annotate(
-            f"{p.token_ms.median:.0f}",
-            (end, place),
-            (4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-        )
+    for place, end in enumerate(ends):
+        axes.annotate(f"{end:.0f}", (end, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
 
 
 def _least(axes: Axes, result: ProfileResult) -> None:

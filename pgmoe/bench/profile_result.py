@@ -38,6 +38,13 @@ class ProfiledSeries:
         return {part: self._part_ms(part) for part in self._rounds[0][1].parts_s}
 
     @property
+    def middle_ms(self) -> dict[str, float]:
+        """By part, in the round whose tokens took the median time: these add up."""
+        rounds = sorted(self._rounds, key=lambda r: sum(r[1].parts_s.values()) / (len(r[0].tokens) - 1))
+        answer, profile = rounds[(len(rounds) - 1) // 2]
+        return {part: 1e3 * s / (len(answer.tokens) - 1) for part, s in profile.parts_s.items()}
+
+    @property
     def compute_cpu_ms(self) -> Spread:
         """CPU time of the computing threads, all cores together."""
         return self._ms(lambda profile: profile.compute_cpu_s)

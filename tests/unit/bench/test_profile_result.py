@@ -54,6 +54,14 @@ def test_numbers_are_per_token_after_the_first() -> None:
     assert arm.read_bytes.text(0) == "20000000"
 
 
+def test_the_middle_rounds_parts_add_up_to_its_token() -> None:
+    arm = made_up_profile().profiled[1]
+    rounds = (_measured(3, 1.0), *arm.series.rounds)
+    middle = replace(arm, series=replace(arm.series, rounds=rounds)).middle_ms
+    assert [round(ms) for ms in middle.values()] == [20, 40, 60, 80, 100, 120, 140]
+    assert [round(ms) for ms in arm.middle_ms.values()] == [10, 20, 30, 40, 50, 60, 70]
+
+
 def test_bytes_and_timers_are_compared_within_a_round() -> None:
     result = made_up_profile()
     arm = result.profiled[1]
