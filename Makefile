@@ -119,6 +119,7 @@ bench: $(VENV)/.bench ## Measure this machine (leave it alone meanwhile); result
 	$(BIN)/pgmoe bench curve olmoe-like $(CURVE_GATINGS) --emulate 25GB/s
 	$(BIN)/pgmoe bench curve olmoe-like $(CURVE_GATINGS) --emulate 50GB/s
 	$(BIN)/pgmoe bench reads olmoe-like
+	$(BIN)/pgmoe bench profile olmoe-like
 	$(BIN)/pgmoe bench prefetch default
 	for file in benchmarks/results/*.json; do $(BIN)/pgmoe bench plot "$$file"; done
 

@@ -60,6 +60,23 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """Where the time from the first token to the last went."""
+
+    parts_s: dict[str, float]
+    """Seconds by part; they add up to all of it."""
+    compute_cpu_s: float
+    """Of all cores, by all threads but the readers."""
+    reader_cpu_s: float
+    link_busy_s: float
+    """In which at least one expert was on its way."""
+    timers_s: float
+    """What the timers themselves took: their calls times that of an empty one."""
+    plain_decode_s: float = 0.0
+    """From the first token to the last of the same job without timers."""
+
+
+@dataclass(frozen=True)
 class Answer:
     """Tokens and times of one job."""
 
@@ -69,6 +86,8 @@ class Answer:
     decode_s: float
     """From the first token to the last."""
     traffic: Traffic | None = None
+    profile: Profile | None = None
+    """Where it was asked for."""
 
     @property
     def tokens_per_s(self) -> float:

@@ -10,6 +10,9 @@ from pgmoe.bench.curve_plot import plot_curve
 from pgmoe.bench.curve_report import render_curve
 from pgmoe.bench.curve_result import CurveResult
 from pgmoe.bench.plot import plot
+from pgmoe.bench.profile_plot import plot_profile
+from pgmoe.bench.profile_report import render_profile
+from pgmoe.bench.profile_result import ProfileResult
 from pgmoe.bench.reads_plot import plot_reads
 from pgmoe.bench.reads_report import render_reads
 from pgmoe.bench.reads_result import ReadsResult
@@ -17,7 +20,7 @@ from pgmoe.bench.report import render
 from pgmoe.bench.result import Result
 from pgmoe.errors import ConfigError
 
-AnyResult = Result | CurveResult | ReadsResult
+AnyResult = Result | CurveResult | ReadsResult | ProfileResult
 # What sets them apart are the fields that each must have.
 _ADAPTER: TypeAdapter[AnyResult] = TypeAdapter(AnyResult)
 
@@ -38,6 +41,8 @@ def render_result(result: AnyResult) -> str:
     """As Markdown."""
     if isinstance(result, CurveResult):
         return render_curve(result)
+    if isinstance(result, ProfileResult):
+        return render_profile(result)
     return render_reads(result) if isinstance(result, ReadsResult) else render(result)
 
 
@@ -45,6 +50,8 @@ def draw_result(result: AnyResult, path: Path) -> None:
     """As a PNG. Raises ConfigError without matplotlib."""
     if isinstance(result, CurveResult):
         plot_curve(result, path)
+    elif isinstance(result, ProfileResult):
+        plot_profile(result, path)
     elif isinstance(result, ReadsResult):
         plot_reads(result, path)
     else:

@@ -10,12 +10,14 @@ import typer
 
 from pgmoe.cli.bench_memory import curve, prefetch, reads
 from pgmoe.cli.bench_options import RESULTS, Folder, Out, Rounds, Threads, Tokens, make_random, measure
+from pgmoe.cli.bench_profile import profile
 from pgmoe.cli.console import steps_bar
 from pgmoe.cli.default_model import FOLDER_NAME, build_if_missing, cache_folder
 
 app = typer.Typer(help="Measure engines beside each other on one checkpoint.", no_args_is_help=True)
 app.command()(curve)
 app.command()(prefetch)
+app.command()(profile)
 app.command()(reads)
 
 ResultFile = Annotated[Path, typer.Argument(help="A result file of this command.")]

@@ -60,6 +60,11 @@ class LoadedEngine:
         """The model's MoE layers."""
         return self._engine.loaded.layers
 
+    @property
+    def stats(self) -> ExpertStats:
+        """What the engine has counted so far."""
+        return self._engine.stats.experts
+
     def wrap(self, make: Callable[[int, ExpertLayer, RoutedExperts], RoutedExperts]) -> None:
         """Put something of its own around every MoE layer's experts."""
         loaded = self._engine.loaded
@@ -74,9 +79,14 @@ class LoadedEngine:
             assert self._engine.stats.experts.resident == slots
         return self.answer(job)
 
-    def answer(self, job: Job) -> Answer:
-        """See LoadedArm."""
-        clock = TokenClock(self._mark_first)
+    def answer(self, job: Job, after_token: Callable[[int], None] = lambda number: None) -> Answer:
+        """See LoadedArm; for `after_token` see TokenClock."""
+
+        def mark(number: int) -> None:
+            self._mark_first(number)
+            after_token(number)
+
+        clock = TokenClock(mark)
         self._num_answers += 1
         if job.forced is None:
             answer = self._generate(job, clock)

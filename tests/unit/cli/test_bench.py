@@ -25,5 +25,5 @@ def test_plot_writes_a_picture_beside_the_result(tmp_path: Path) -> None:
 
 def test_every_benchmark_has_a_command() -> None:
     run = CliRunner().invoke(app, ["bench", "--help"])
-    names = ("default-model", "olmoe-like", "gpu", "compare", "curve", "prefetch", "reads", "show", "plot")
+    names = ("default-model", "olmoe-like", "gpu", "compare", "curve", "prefetch", "profile", "reads", "show")
     assert all(name in run.stdout for name in names)

@@ -1,0 +1,47 @@
+"""The parts of a decoded token, and which of the engine's methods they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from pgmoe.bench.part_timer import PartTimer
+from pgmoe.experts.compute import LoneToken, PooledExperts
+from pgmoe.experts.pool import ExpertPool
+from pgmoe.experts.prefetcher import Prefetcher
+
+DENSE = "dense layers"
+COMPUTE = "expert compute"
+WAITING = "waiting for experts"
+ORDERING = "ordering demands"
+STOCK = "taking stock"
+GUESSING = "guessing"
+REST = "rest of the experts' call"
+PARTS = (DENSE, COMPUTE, WAITING, ORDERING, STOCK, GUESSING, REST)
+
+_METHODS: tuple[tuple[type, str, str], ...] = (
+    (PooledExperts, "__call__", REST),
+    (LoneToken, "apply", COMPUTE),
+    (LoneToken, "weighted_sum", COMPUTE),
+    (ExpertPool, "wait", WAITING),
+    (ExpertPool, "demand", ORDERING),
+    (ExpertPool, "take_stock", STOCK),
+    (Prefetcher, "look_ahead", GUESSING),
+    (Prefetcher, "follow", GUESSING),
+)
+
+
+def part_timer() -> PartTimer:
+    """A timer of these parts; the dense layers have what no method of the experts takes."""
+    return PartTimer(PARTS)
+
+
+@contextmanager
+def timed_parts(timer: PartTimer) -> Iterator[None]:
+    """Let the timer see into every engine of this process, which must compute in this thread alone."""
+    with ExitStack() as restore:
+        for owner, name, part in _METHODS:
+            plain = vars(owner)[name]
+            setattr(owner, name, timer.around(part, plain))
+            restore.callback(setattr, owner, name, plain)
+        yield

@@ -1,0 +1,46 @@
+"""`pgmoe bench profile`: where a token's time goes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pgmoe.cli.bench_memory import EngineOption, ModelKind, OurTokens, Pack, Share, _folder, _workload
+from pgmoe.cli.bench_options import RESULTS, Out, Rounds, Threads, make_place
+from pgmoe.cli.console import steps_bar
+
+
+def profile(
+    model: ModelKind,
+    share: Share = [100.0, 25.0, 10.0],  # noqa: B006
+    gating: Annotated[
+        list[str], typer.Option(help="Measured at every share below 100 %; may be repeated.")
+    ] = ["on_demand", "speculative"],  # noqa: B006
+    option: EngineOption = [],  # noqa: B006
+    pack: Pack = None,
+    rounds: Rounds = 3,
+    tokens: OurTokens = 32,
+    threads: Threads = None,
+    out: Out = RESULTS,
+) -> None:
+    """Where a decoded token's time goes: dense layers, experts, waiting for them, bookkeeping."""
+    from pgmoe.bench.curves import parse_options
+    from pgmoe.bench.profile import ProfilePlan, measure_profile
+    from pgmoe.bench.profile_report import render_profile
+
+    folder = _folder(model)
+    job, workload = _workload(model, folder, tokens)
+    packed = (("model", str(pack)), ("verify_pack", False)) if pack is not None else ()
+    wanted = ProfilePlan(
+        name=f"profile-{folder.name if '/' in model else model}{'-pack' if pack is not None else ''}",
+        shares=tuple(share),
+        gatings=tuple(gating),
+        options=(*parse_options(option), *packed),
+        job=job,
+        workload=workload,
+    )
+    with steps_bar() as progress:
+        result = measure_profile(wanted, make_place(folder, "cpu", threads), rounds, progress)
+    typer.echo(render_profile(result))
+    typer.echo(f"written to {result.save(out)}", err=True)
