@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from pgmoe.bench.arms.base import Arm
 from pgmoe.bench.compare import WARM_UP_TOKENS, Progress, Series, compare
 from pgmoe.bench.curve_result import CurvePoint, CurveResult
-from pgmoe.bench.disk_rate import best_rate
+from pgmoe.bench.disk_rate import own_rate
 from pgmoe.bench.job import Job, Place
 from pgmoe.bench.lines import PGMOE, Line
 from pgmoe.bench.machine import describe_machine
-from pgmoe.bench.page_cache import largest, weight_files
+from pgmoe.bench.page_cache import weight_files
 from pgmoe.bench.result import current_commit, now
 from pgmoe.bench.routed_stream import RoutedStream, record_stream
-from pgmoe.engine.memory_plan import ExpertShape
+from pgmoe.bench.share import BESIDE_WEIGHTS, memory_need, slots_at, weight_bytes
 from pgmoe.errors import ConfigError
 from pgmoe.models.loader import ModelPlan, read_plan
-
-BESIDE_WEIGHTS = 416 * 2**20
-"""Bytes of a limit beside weights: interpreter and libraries (about 330 MB), KV cache, workspace. Ours takes
-385 MiB; what more a limit has is a gift to engines that load less."""
-RATE_BYTES = 192 * 2**20
-"""Read in each way of reading for the disk's rate, at the start of each round."""
 
 
 @dataclass(frozen=True)
@@ -81,33 +72,9 @@ def measure_curve(curve: Curve, place: Place, num_rounds: int, progress: Progres
             line.name: line.engine if line.engine in curve.resident else curve.resident[0]
             for line in curve.lines
         },
-        weight_bytes=_weight_bytes(plan),
+        weight_bytes=weight_bytes(plan),
         by_limit=curve.by_limit,
     )
-
-
-def memory_need(plan: ModelPlan, share: float) -> int:
-    """Bytes that our engine needs on a CPU with this share of the experts in slots."""
-    shape = ExpertShape.of(plan.layers, plan.dense_bytes)
-    return plan.dense_bytes + int(shape.expert_bytes * share / 100) + BESIDE_WEIGHTS
-
-
-def share_within(plan: ModelPlan, limit: float) -> float:
-    """Per cent of the experts that our engine holds where it may take `limit` per cent of the weights' bytes.
-
-    Rounded down to a tenth. Raises ConfigError where none fits.
-    """
-    weights = _weight_bytes(plan)
-    experts = weights - plan.dense_bytes
-    share = math.floor((weights * limit / 100 - memory_need(plan, 0)) / experts * 1000) / 10
-    if share <= 0:
-        least = math.ceil(memory_need(plan, 1) / weights * 100)
-        raise ConfigError(f"limit {limit:g}%: our engine needs more; give {least}% or more of the weights")
-    return min(share, 100.0)
-
-
-def _weight_bytes(plan: ModelPlan) -> int:
-    return plan.dense_bytes + ExpertShape.of(plan.layers, plan.dense_bytes).expert_bytes
 
 
 class _Block:
@@ -144,8 +111,7 @@ class _Block:
             may_fail=[arm.name for arm in self._peers() if arm not in self._references.values()],
         )
         found = {s.name: s for s in series}
-        shape = ExpertShape.of(self._plan.layers, self._plan.loaded_bytes(torch.device("cpu")))
-        num_slots = int(shape.expert_bytes * self._share / 100) // shape.slot_bytes
+        num_slots = slots_at(self._plan, self._share)
         return CurvePoint(
             share=self._share,
             num_slots=num_slots,
@@ -163,10 +129,7 @@ class _Block:
     def _bandwidth(self, place: Place) -> float:
         if self._curve.link_bytes_per_s is not None:
             return self._curve.link_bytes_per_s
-        rate = best_rate(largest(weight_files(place.model)), RATE_BYTES)
-        if rate is None:
-            raise ConfigError(f"{place.model} cannot be read past the page cache; put it on another disk")
-        return rate.bytes_per_s
+        return own_rate(place.model)
 
 
 def _renamed(found: dict[str, Series], arms: dict[str, Arm]) -> Iterator[Series]:

@@ -10,11 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgmoe.bench.page_cache import largest, weight_files
+from pgmoe.errors import ConfigError
 from pgmoe.layout import PAGE
 from pgmoe.memory import page_aligned
 
 THREADS = (1, 2, 4)
 BLOCK_BYTES = (2**20, 4 * 2**20)
+RATE_BYTES = 192 * 2**20
+"""Read in each way of reading for the disk's own rate."""
 
 
 @dataclass(frozen=True)
@@ -67,3 +71,11 @@ def best_rate(path: Path, num_bytes: int, blocks: Sequence[int] = BLOCK_BYTES) -
     """The fastest of them: the disk's own rate."""
     rates = read_rates(path, num_bytes, blocks)
     return max(rates, key=lambda rate: rate.bytes_per_s) if rates else None
+
+
+def own_rate(model: str) -> float:
+    """Bytes per second of a checkpoint's disk. Raises ConfigError where it cannot be read directly."""
+    rate = best_rate(largest(weight_files(model)), RATE_BYTES)
+    if rate is None:
+        raise ConfigError(f"{model} cannot be read past the page cache; put it on another disk")
+    return rate.bytes_per_s

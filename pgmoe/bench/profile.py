@@ -5,25 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from pgmoe.bench.arms.engine import EngineArm
 from pgmoe.bench.arms.profiled import ProfiledArm
 from pgmoe.bench.compare import WARM_UP_TOKENS, Progress, compare
 from pgmoe.bench.curves import Options
-from pgmoe.bench.disk_rate import best_rate
+from pgmoe.bench.disk_rate import own_rate
 from pgmoe.bench.job import Job, Place
 from pgmoe.bench.machine import describe_machine
-from pgmoe.bench.page_cache import largest, weight_files
+from pgmoe.bench.page_cache import weight_files
 from pgmoe.bench.profile_result import ProfiledSeries, ProfileResult
 from pgmoe.bench.result import current_commit, now
 from pgmoe.bench.routed_stream import record_stream
-from pgmoe.engine.memory_plan import ExpertShape
+from pgmoe.bench.share import slots_at
 from pgmoe.errors import ConfigError
-from pgmoe.models.loader import ModelPlan, read_plan
-
-RATE_BYTES = 192 * 2**20
-"""Read in each way of reading for the disk's rate, at the start of each round."""
+from pgmoe.models.loader import read_plan
 
 
 @dataclass(frozen=True)
@@ -58,9 +53,9 @@ def measure_profile(wanted: ProfilePlan, place: Place, num_rounds: int, progress
         stream.job,
         num_rounds,
         progress,
-        before_round=lambda: rates.append(_disk_rate(place)),
+        before_round=lambda: rates.append(own_rate(place.model)),
     )
-    slots = {share: _num_slots(plan, share) for share, _ in arms}
+    slots = {share: slots_at(plan, share) for share, _ in arms}
     least = {share: stream.belady_bytes(number) for share, number in slots.items()}
     return ProfileResult(
         name=wanted.name,
@@ -91,18 +86,6 @@ def _arms(wanted: ProfilePlan) -> list[tuple[float, EngineArm]]:
 def _check_names(names: Sequence[str]) -> None:
     if len(set(names)) < len(names):
         raise ConfigError(f"every share and gating can be named once, got {', '.join(names)}")
-
-
-def _num_slots(plan: ModelPlan, share: float) -> int:
-    shape = ExpertShape.of(plan.layers, plan.loaded_bytes(torch.device("cpu")))
-    return int(shape.expert_bytes * share / 100) // shape.slot_bytes
-
-
-def _disk_rate(place: Place) -> float:
-    rate = best_rate(largest(weight_files(place.model)), RATE_BYTES)
-    if rate is None:
-        raise ConfigError(f"{place.model} cannot be read past the page cache; put it on another disk")
-    return rate.bytes_per_s
 
 
 def _conditions(wanted: ProfilePlan, place: Place, num_rounds: int) -> dict[str, str]:

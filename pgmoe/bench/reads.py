@@ -15,7 +15,7 @@ import torch
 
 from pgmoe.bench.compare import Progress
 from pgmoe.bench.compute_load import ComputeLoad
-from pgmoe.bench.disk_rate import BLOCK_BYTES, DiskRate, read_rates
+from pgmoe.bench.disk_rate import BLOCK_BYTES, RATE_BYTES, DiskRate, read_rates
 from pgmoe.bench.machine import describe_machine
 from pgmoe.bench.page_cache import drop_from_page_cache, largest, weight_files
 from pgmoe.bench.reads_result import ReadsResult, ReadsRound, ReadsSeries
@@ -27,8 +27,6 @@ from pgmoe.experts.stores.opening import open_disk_store
 from pgmoe.layout import ExpertId, ExpertLayer
 from pgmoe.models.loader import read_plan
 
-RATE_BYTES = 192 * 2**20
-"""Read in each plain way, each round."""
 SLOTS_PER_READER = 16
 """Where a reader's experts go in turn."""
 

@@ -8,31 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgmoe.cli.bench_options import RESULTS, Out, Threads, make_place, make_random, scratch_folder
+from pgmoe.cli.bench_models import ModelKind, checkpoint_of, workload_of
+from pgmoe.cli.bench_options import RESULTS, Out, Threads, make_place, scratch_folder
 from pgmoe.cli.console import steps_bar
-from pgmoe.cli.default_model import FOLDER_NAME, build_if_missing, cache_folder
 
 if TYPE_CHECKING:
     from pgmoe.bench.curve import Curve
-    from pgmoe.bench.job import Job
 
-LOCAL_SPREAD = 0.5
-"""Of the embeddings: LRU then hits about as often as with trained models."""
-LOCALITY = (
-    "of which follows, over 160 tokens of this stream: an LRU cache of a quarter of the experts has 51 % "
-    "hits, of half 85 %, of three quarters 99 %; 36 % of a token's experts in a layer are the last token's; "
-    "the next layer's gate on this layer's input finds 79 % of the next layer's experts"
-)
-"""Of the checkpoint with LOCAL_SPREAD, measured apart from any engine."""
 SHARES = [100.0, 75.0, 50.0, 25.0, 10.0]
 
-ModelKind = Annotated[
-    str,
-    typer.Argument(
-        help="default, olmoe-like (3.5 GB of random weights, planted locality), small-moe (of `pgmoe bench "
-        "small-moe`), or a folder."
-    ),
-]
 Share = Annotated[
     list[float], typer.Option(min=0.1, max=100, help="Per cent of the experts in memory; may be repeated.")
 ]
@@ -78,7 +62,7 @@ def curve(
     """Speed with 100 to 10 % of the experts in memory, beside llama.cpp and accelerate in as much memory."""
     from pgmoe.bench.curves import peer_lines
 
-    folder = _folder(model)
+    folder = checkpoint_of(model)
     made = _curve("curve", model, folder, share, gating, option, pack, emulate, tokens)
     if limit:
         made = _by_limit(made, folder, limit)
@@ -104,7 +88,7 @@ def prefetch(
     out: Out = RESULTS,
 ) -> None:
     """Guessing which experts come next, in several ways, against waiting for them."""
-    folder = _folder(model)
+    folder = checkpoint_of(model)
     made = _curve("prefetch", model, folder, share, gating, option, pack, emulate, tokens)
     _measure(replace(made, limited=False), folder, threads, rounds, out)
 
@@ -121,40 +105,9 @@ def reads(
     from pgmoe.bench.reads_report import render_reads
 
     with steps_bar() as progress:
-        result = measure_reads(str(_folder(model)), reader, rounds, seconds, progress)
+        result = measure_reads(str(checkpoint_of(model)), reader, rounds, seconds, progress)
     typer.echo(render_reads(result))
     typer.echo(f"written to {result.save(out)}", err=True)
-
-
-def _folder(model: str) -> Path:
-    """The checkpoint of this kind, made if it is missing and takes no training."""
-    from pgmoe.bench.random_model import OLMOE_HALF
-
-    if model == "default":
-        build_if_missing(folder := cache_folder() / FOLDER_NAME)
-        return folder
-    if model == "small-moe":
-        return scratch_folder() / model
-    if model == "olmoe-like":
-        folder = scratch_folder() / f"olmoe-half-{LOCAL_SPREAD:g}"
-        make_random(folder, replace(OLMOE_HALF, embedding_spread=LOCAL_SPREAD), "cpu")
-        return folder
-    return Path(model)
-
-
-def _workload(model: str, folder: Path, num_tokens: int) -> tuple[Job, str]:
-    """The tokens for a model of this kind, and both in words."""
-    from pgmoe.bench import benchmarks
-    from pgmoe.bench.random_model import OLMOE_HALF
-
-    if model == "default":
-        return benchmarks.chat_job(str(folder), num_tokens), benchmarks.CHAT
-    if model == "small-moe":
-        job = benchmarks.text_job(str(folder), num_tokens)
-        return job, f"a small OLMoE trained from scratch (experts of 0.2 MB); {benchmarks.TEXT}"
-    shape = replace(OLMOE_HALF, embedding_spread=LOCAL_SPREAD)
-    text = f"{shape.text()}; {LOCALITY}" if model == "olmoe-like" else folder.name
-    return benchmarks.random_job(str(folder), num_tokens), f"{text}; {benchmarks.RANDOM_STREAM}"
 
 
 def _curve(
@@ -177,7 +130,7 @@ def _curve(
     own += (("emulated_link", emulate),) if emulate is not None else ()
     trace = scratch_folder() / "curve-trace.parquet"
     suffix = f"-{emulate.replace('/', '')}" if emulate is not None else "-pack" if pack is not None else ""
-    job, workload = _workload(model, folder, num_tokens)
+    job, workload = workload_of(model, folder, num_tokens)
     return Curve(
         name=f"{what}-{folder.name if '/' in model else model}{suffix}",
         lines=our_lines(gatings, own, trace),
@@ -191,7 +144,7 @@ def _curve(
 
 
 def _by_limit(made: Curve, folder: Path, limits: list[float]) -> Curve:
-    from pgmoe.bench.curve import share_within
+    from pgmoe.bench.share import share_within
     from pgmoe.models.loader import read_plan
 
     plan = read_plan(str(folder))

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from pgmoe.cli.bench_memory import EngineOption, ModelKind, OurTokens, Pack, Share, _folder, _workload
+from pgmoe.cli.bench_memory import EngineOption, OurTokens, Pack, Share
+from pgmoe.cli.bench_models import ModelKind, checkpoint_of, workload_of
 from pgmoe.cli.bench_options import RESULTS, Out, Rounds, Threads, make_place
 from pgmoe.cli.console import steps_bar
 
@@ -29,8 +30,8 @@ def profile(
     from pgmoe.bench.profile import ProfilePlan, measure_profile
     from pgmoe.bench.profile_report import render_profile
 
-    folder = _folder(model)
-    job, workload = _workload(model, folder, tokens)
+    folder = checkpoint_of(model)
+    job, workload = workload_of(model, folder, tokens)
     packed = (("model", str(pack)), ("verify_pack", False)) if pack is not None else ()
     wanted = ProfilePlan(
         name=f"profile-{folder.name if '/' in model else model}{'-pack' if pack is not None else ''}",

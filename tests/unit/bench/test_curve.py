@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from pgmoe.bench.arms.engine import EngineArm
-from pgmoe.bench.curve import Curve, measure_curve, memory_need, share_within
+from pgmoe.bench.curve import Curve, measure_curve
 from pgmoe.bench.curves import our_lines, parse_options, peer_lines
 from pgmoe.bench.job import Job, Place
 from pgmoe.bench.lines import OurLine
 from pgmoe.bench.random_model import OlmoeShape, save_random_olmoe
 from pgmoe.bench.routed_stream import RoutedStream, record_stream
+from pgmoe.bench.share import memory_need, share_within
 from pgmoe.errors import ConfigError
 from pgmoe.models.loader import read_plan
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pgmoe.bench import profile, routed_stream
+from pgmoe.bench import disk_rate, profile, routed_stream
 from pgmoe.bench.arms.engine import EngineArm
 from pgmoe.bench.arms.profiled import ProfiledArm, ProfiledEngine
 from pgmoe.bench.disk_rate import read_rate
@@ -76,7 +76,7 @@ def test_what_was_timed_is_as_it_was_afterwards() -> None:
 def test_a_profile_from_start_to_table(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if read_rate(largest(weight_files(place.model)), 1, 2**20, 2**20) is None:
         pytest.skip("this file system has no O_DIRECT")
-    monkeypatch.setattr(profile, "RATE_BYTES", 2**22)
+    monkeypatch.setattr(disk_rate, "RATE_BYTES", 2**22)
     monkeypatch.setattr(profile, "record_stream", routed_stream._record)  # spares a process
     said: list[str] = []
     result = measure_profile(WANTED, place, 2, lambda what, done, total: said.append(what))

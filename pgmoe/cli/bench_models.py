@@ -1,0 +1,63 @@
+"""The models that benchmarks run by name, and the tokens that they are fed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pgmoe.cli.bench_options import make_random, scratch_folder
+from pgmoe.cli.default_model import FOLDER_NAME, build_if_missing, cache_folder
+
+if TYPE_CHECKING:
+    from pgmoe.bench.job import Job
+
+LOCAL_SPREAD = 0.5
+"""Of the embeddings: LRU then hits about as often as with trained models."""
+LOCALITY = (
+    "of which follows, over 160 tokens of this stream: an LRU cache of a quarter of the experts has 51 % "
+    "hits, of half 85 %, of three quarters 99 %; 36 % of a token's experts in a layer are the last token's; "
+    "the next layer's gate on this layer's input finds 79 % of the next layer's experts"
+)
+"""Of the checkpoint with LOCAL_SPREAD, measured apart from any engine."""
+
+ModelKind = Annotated[
+    str,
+    typer.Argument(
+        help="default, olmoe-like (3.5 GB of random weights, planted locality), small-moe (of `pgmoe bench "
+        "small-moe`), or a folder."
+    ),
+]
+
+
+def checkpoint_of(model: str) -> Path:
+    """The checkpoint of this kind, made if it is missing and takes no training."""
+    from pgmoe.bench.random_model import OLMOE_HALF
+
+    if model == "default":
+        build_if_missing(folder := cache_folder() / FOLDER_NAME)
+        return folder
+    if model == "small-moe":
+        return scratch_folder() / model
+    if model == "olmoe-like":
+        folder = scratch_folder() / f"olmoe-half-{LOCAL_SPREAD:g}"
+        make_random(folder, replace(OLMOE_HALF, embedding_spread=LOCAL_SPREAD), "cpu")
+        return folder
+    return Path(model)
+
+
+def workload_of(model: str, folder: Path, num_tokens: int) -> tuple[Job, str]:
+    """The tokens for a model of this kind, and both in words."""
+    from pgmoe.bench import benchmarks
+    from pgmoe.bench.random_model import OLMOE_HALF
+
+    if model == "default":
+        return benchmarks.chat_job(str(folder), num_tokens), benchmarks.CHAT
+    if model == "small-moe":
+        job = benchmarks.text_job(str(folder), num_tokens)
+        return job, f"a small OLMoE trained from scratch (experts of 0.2 MB); {benchmarks.TEXT}"
+    shape = replace(OLMOE_HALF, embedding_spread=LOCAL_SPREAD)
+    text = f"{shape.text()}; {LOCALITY}" if model == "olmoe-like" else folder.name
+    return benchmarks.random_job(str(folder), num_tokens), f"{text}; {benchmarks.RANDOM_STREAM}"
