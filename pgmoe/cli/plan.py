@@ -119,8 +119,11 @@ def _cost(
 
 
 def _disk_speed(found: ModelPlan) -> float:
+    import torch
+
     from pgmoe.config import EngineConfig
-    from pgmoe.experts.links.bandwidth import measure_reads
+    from pgmoe.experts.links.bandwidth import measure_reads, targets_needed
+    from pgmoe.experts.slots import SlotArena
     from pgmoe.experts.stores.opening import open_disk_store
     from pgmoe.layout import ExpertId
 
@@ -128,8 +131,11 @@ def _disk_speed(found: ModelPlan) -> float:
     slot_bytes = max(layer.layout.slot_bytes for layer in found.layers)
     config = EngineConfig(model=str(found.checkpoint.folder))
     store = open_disk_store(found.layers, direct_io=config.direct_io, check_pack=False)
+    num_targets = targets_needed(slot_bytes, config.num_readers)
+    arena = SlotArena(num_targets, slot_bytes, torch.device("cpu"))
     try:
-        speed = measure_reads(store, experts, slot_bytes, config.num_readers)
+        targets = [arena.slot(index) for index in range(num_targets)]
+        speed = measure_reads(store, experts, targets, config.num_readers)
     finally:
         store.close()
     if not speed:

@@ -7,12 +7,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from pgmoe.config import EngineConfig
 from pgmoe.engine.free_memory import allocating
 from pgmoe.errors import ConfigError
 from pgmoe.experts.host_tier import HostTier
-from pgmoe.experts.links.bandwidth import measure_copies, measure_reads
+from pgmoe.experts.links.bandwidth import measure_copies, measure_reads, targets_needed
 from pgmoe.experts.links.base import Link
 from pgmoe.experts.links.copiers import COPIES_AHEAD, RamCopier, StreamCopier
 from pgmoe.experts.links.emulated import EMULATED, EmulatedLink
@@ -86,10 +87,17 @@ class TierBuilder:
         if num_in_host == len(experts):
             store.close()  # its files are no longer needed
         elif arena.num_slots < len(experts):  # else each is read but once, whatever the disk carries
-            bandwidth = measure_reads(store, experts, self._slot_bytes, config.num_readers)
+            bandwidth = measure_reads(store, experts, self._read_targets(arena), config.num_readers)
             links[disk].bandwidth = bandwidth
         link = TieredLink(store, config.num_readers, copier, self._stats)
         return Tiers(store, host, link, bandwidth)
+
+    def _read_targets(self, arena: SlotArena) -> list[Tensor]:
+        """For measuring: slots, none of which holds an expert yet; host memory where they are elsewhere."""
+        num_targets = targets_needed(self._slot_bytes, self._config.num_readers)
+        if self._device.type != "cpu":
+            arena = SlotArena(num_targets, self._slot_bytes, torch.device("cpu"))
+        return [arena.slot(index) for index in range(min(num_targets, arena.num_slots))]
 
     def _host_tier(self, num_in_host: int) -> HostTier | None:
         """None on a CPU that shall have none. Beside an accelerator what is read has to pass through it."""

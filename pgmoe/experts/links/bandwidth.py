@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -15,35 +16,47 @@ from torch import Tensor
 from pgmoe.errors import ExpertReadError
 from pgmoe.experts.stores.base import ExpertStore
 from pgmoe.layout import ExpertId
-from pgmoe.memory import page_aligned
 
 MEASURE_S = 0.5
+SPREAD_BYTES = 128 * 2**20
+"""Memory to read into: more than the processor's caches hold. Into those a virtual disk's host copies faster than
+it can into slots."""
 NUM_COPIES = 16
 
 _logger = logging.getLogger(__name__)
 
 
+def targets_needed(slot_bytes: int, num_readers: int) -> int:
+    """How many slots `measure_reads` makes use of."""
+    return max(num_readers, SPREAD_BYTES // slot_bytes)
+
+
 def measure_reads(
     store: ExpertStore,
     experts: Sequence[ExpertId],
-    slot_bytes: int,
+    targets: Sequence[Tensor],
     num_readers: int,
     seconds: float = MEASURE_S,
 ) -> float:
     """Bytes per second of so many readers, reading experts in random order; each once at most.
 
+    They fill the first `targets_needed` of the targets, uint8 (slot_bytes,) in host memory, again and again.
     Ends after `seconds`. An expert that cannot be read ends it, too, and is left to whoever needs it.
     """
+    targets = targets[: targets_needed(targets[0].nbytes, num_readers)]
+    num_readers = min(num_readers, len(targets))
+    for target in targets:
+        target.fill_(0)  # or the first reads would pay for its pages
     order = iter(random.Random(0).sample(experts, len(experts)))
     begin = time.perf_counter()
 
-    def read(_: int) -> int:
-        buffer, done = page_aligned(slot_bytes), 0
+    def read(reader: int) -> int:
+        mine, done = cycle(targets[reader::num_readers]), 0
         while time.perf_counter() - begin < seconds:
             expert = next(order, None)  # one step of the interpreter, so safe for several threads
             if expert is None:
                 break
-            done += store.read(expert, buffer)
+            done += store.read(expert, next(mine))
         return done
 
     try:
