@@ -19,8 +19,8 @@ from pgmoe.layout import ExpertId
 
 MEASURE_S = 0.5
 SPREAD_BYTES = 128 * 2**20
-"""Memory to read into: more than the processor's caches hold. Into those a virtual disk's host copies faster than
-it can into slots."""
+"""Memory to read into: more than the processor's caches hold. Into those the host of a virtual disk copies
+faster than it can into slots."""
 NUM_COPIES = 16
 
 _logger = logging.getLogger(__name__)
