@@ -22,6 +22,7 @@ PROMPT = (5, 6, 7, 8, 9, 10)
 ARMS = (
     NoCacheArm(),
     EngineArm("small", "9%"),
+    EngineArm("emulated", "9%", options=(("emulated_link", "1GB/s"),)),
     TransformersArm("eager"),
     AccelerateArm(cold=True),
     AccelerateArm(cold=False),

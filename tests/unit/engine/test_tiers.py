@@ -53,6 +53,12 @@ def test_an_emulated_link_has_its_stated_bandwidth_and_changes_no_bit(tiny: Tiny
     found.same_as(run(folder, PROMPTS, device_memory="100%"))
 
 
+def test_beside_an_emulated_link_host_memory_may_be_none_and_nothing_else(tiny: TinyCheckpoints) -> None:
+    engine(tiny, emulated_link="25GB/s", host_memory="0").close()
+    with pytest.raises(ConfigError, match=r"takes no host_memory; .* \(host_memory is '50%'\)"):
+        engine(tiny, emulated_link="25GB/s", host_memory="50%")
+
+
 @pytest.mark.parametrize("rate", ["fast", "-1GB/s", "0GB/s"])
 def test_a_rate_that_is_none_is_refused(tiny: TinyCheckpoints, rate: str) -> None:
     with pytest.raises(ConfigError, match=rate.removesuffix("/s")):
