@@ -13,8 +13,9 @@ class FileStamp:
 
     The kernel sets that time before it lets a write through, so bytes that were read before the stamp was
     found unchanged are the old ones. A write within the same tick of its clock as the last one before, a few
-    milliseconds, does not show, nor one after which the time was set back. A file that another has taken the
-    place of is still the one that is open.
+    milliseconds, does not show, nor one after which the time was set back, nor one through a mapping of which
+    the page was written before; a network's file system may tell of writes elsewhere seconds late. A file
+    that another has taken the place of is still the one that is open.
     """
 
     def __init__(self, descriptor: int) -> None:

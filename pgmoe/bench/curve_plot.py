@@ -73,8 +73,11 @@ def _draw(axes: Axes, result: CurveResult, line: str, colour: str, value: Value)
 
 
 def _x(result: CurveResult, point: CurvePoint) -> float:
-    limit = result.limit_share(point) if result.by_limit else None
-    return point.share if limit is None else limit
+    if not result.by_limit:
+        return point.share
+    limit = result.limit_share(point)
+    assert limit is not None, point.share
+    return limit
 
 
 def _colours(result: CurveResult) -> dict[str, str]:

@@ -69,7 +69,7 @@ class Profile:
     """Of all cores, by all threads but the readers."""
     reader_cpu_s: float
     link_busy_s: float
-    """In which at least one expert was on its way."""
+    """In which at least one expert was on its way, the links' added up; to within one transfer."""
     timers_s: float
     """What the timers themselves took: their calls times that of an empty one."""
     plain_decode_s: float = 0.0

@@ -41,9 +41,10 @@ def measure_profile(wanted: ProfilePlan, place: Place, num_rounds: int, progress
     if wanted.job.num_tokens <= WARM_UP_TOKENS:
         raise ConfigError(f"tokens must be more than {WARM_UP_TOKENS}, got {wanted.job.num_tokens}")
     arms = _arms(wanted)
-    machine = describe_machine(weight_files(place.model))
+    served = str(dict(wanted.options).get("model", place.model))
+    machine = describe_machine(weight_files(served))
     commit = current_commit()  # before: files may change while it runs
-    plan = read_plan(str(dict(wanted.options).get("model", place.model)))
+    plan = read_plan(served)
     progress("the stream's routing", 0, 1)
     stream = record_stream(place, wanted.job)
     rates: list[float] = []
@@ -53,7 +54,7 @@ def measure_profile(wanted: ProfilePlan, place: Place, num_rounds: int, progress
         stream.job,
         num_rounds,
         progress,
-        before_round=lambda: rates.append(own_rate(place.model)),
+        before_round=lambda: rates.append(own_rate(served)),
     )
     slots = {share: slots_at(plan, share) for share, _ in arms}
     least = {share: stream.belady_bytes(number) for share, number in slots.items()}

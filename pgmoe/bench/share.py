@@ -37,7 +37,8 @@ def share_within(plan: ModelPlan, limit: float) -> float:
     share = math.floor((weights * limit / 100 - memory_need(plan, 0)) / experts * 1000) / 10
     if share <= 0:
         least = math.ceil(memory_need(plan, 1) / weights * 100)
-        raise ConfigError(f"limit {limit:g}%: our engine needs more; give {least}% or more of the weights")
+        way_out = f"give {least}% or more of the weights" if least <= 100 else "measure a larger model"
+        raise ConfigError(f"limit {limit:g}%: our engine needs {least}% of so small a model; {way_out}")
     return min(share, 100.0)
 
 

@@ -11,6 +11,7 @@ import typer
 from pgmoe.cli.bench_models import ModelKind, checkpoint_of, workload_of
 from pgmoe.cli.bench_options import RESULTS, Out, Threads, make_place, scratch_folder
 from pgmoe.cli.console import steps_bar
+from pgmoe.errors import ConfigError
 
 if TYPE_CHECKING:
     from pgmoe.bench.curve import Curve
@@ -65,6 +66,8 @@ def curve(
     folder = checkpoint_of(model)
     made = _curve("curve", model, folder, share, gating, option, pack, emulate, tokens)
     if limit:
+        if emulate is not None or not limits:
+            raise ConfigError("--limit sets memory limits; give it without --emulate and --no-limits")
         made = _by_limit(made, folder, limit)
     if peers and emulate is None:
         made = replace(

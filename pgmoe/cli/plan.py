@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
     from pgmoe.cli.plan_report import Row
     from pgmoe.engine.memory_plan import MemoryPlan
-    from pgmoe.engine.roofline import TokenCost
+    from pgmoe.engine.roofline import Prediction, TokenCost
     from pgmoe.models.loader import ModelPlan
     from pgmoe.simulation.hit_rates import HitRates
 
 SHARES = (100, 75, 50, 25, 10)
+POINTS, REPLAYS = 200, 25
+"""Of a drawn line; a replay takes longer than a formula."""
 
 
 def plan(
@@ -63,7 +65,8 @@ def plan(
     if plot is not None:
         from pgmoe.cli.plan_plot import draw
 
-        draw(f"{Path(model).name}: predicted by the roofline, {routing}", rows, cost, plot)
+        title = f"{Path(model).name}: predicted by the roofline, {routing}"
+        draw(title, rows, _line(cost, hits), cost, plot)
     text = None if offline is None else offline_text(found, offline)
     if as_json:
         typer.echo(render_json(rows, cost, routing, found.layers[0], text))
@@ -143,11 +146,23 @@ def _disk_speed(found: ModelPlan) -> float:
     return speed
 
 
-def _row(budget: str, memory: MemoryPlan, cost: TokenCost, hits: HitRates | None) -> Row:
-    from pgmoe.cli.plan_report import Row
+def _predict(cost: TokenCost, num_slots: int, hits: HitRates | None) -> Prediction:
     from pgmoe.engine.roofline import predict
 
-    p = predict(cost, memory.num_slots, None if hits is None else hits.at(memory.num_slots))
+    return predict(cost, num_slots, None if hits is None else hits.at(num_slots))
+
+
+def _line(cost: TokenCost, hits: HitRates | None) -> list[Prediction]:
+    """From few slots to as many as experts."""
+    number = POINTS if hits is None else REPLAYS
+    slots = sorted({max(1, cost.num_experts * i // number) for i in range(1, number + 1)})
+    return [_predict(cost, num_slots, hits) for num_slots in slots]
+
+
+def _row(budget: str, memory: MemoryPlan, cost: TokenCost, hits: HitRates | None) -> Row:
+    from pgmoe.cli.plan_report import Row
+
+    p = _predict(cost, memory.num_slots, hits)
     return Row(
         budget=budget,
         device_bytes=memory.total_bytes,

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgmoe.engine.roofline import TokenCost
+from pgmoe.engine.roofline import Prediction, TokenCost
 from pgmoe.errors import ConfigError
 
 if TYPE_CHECKING:
     from pgmoe.cli.plan_report import Row
 
 
-def draw(title: str, rows: Sequence[Row], cost: TokenCost, path: Path) -> None:
+def draw(title: str, rows: Sequence[Row], line: Sequence[Prediction], cost: TokenCost, path: Path) -> None:
     """Draw tokens/s over the share of experts on the device. Raises ConfigError without matplotlib."""
     try:
         from matplotlib.figure import Figure
@@ -21,9 +21,9 @@ def draw(title: str, rows: Sequence[Row], cost: TokenCost, path: Path) -> None:
         raise ConfigError("plots need matplotlib; pip install 'pgmoe[bench]'") from None
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    points = sorted((100 * row.slots / cost.num_experts, row.tokens_per_s) for row in rows)
     axes.plot(
-        *zip(*points, strict=True),
+        [100 * p.num_slots / cost.num_experts for p in line],
+        [p.tokens_per_s for p in line],
         color="#2a6f97",
         label=f"the slower of both; link {cost.bandwidth / 1e9:.2f} GB/s",
     )

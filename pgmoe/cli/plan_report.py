@@ -63,7 +63,7 @@ def render_json(
         "routing": routing,
         **asdict(cost),
         "budgets": [asdict(row) for row in rows],
-        "batches": [asdict(batch) for batch in batches(layer)],
+        "batches_of_uniform_routing": [asdict(batch) for batch in batches(layer)],
         **({"offline": offline} if offline is not None else {}),
     }
     return json.dumps(document)
@@ -92,6 +92,6 @@ def show(rows: Sequence[Row], cost: TokenCost, routing: str, layer: ExpertLayer,
         f"{b.tokens} tokens use {b.distinct_experts:.1f} of {layer.num_experts} experts ({b.mode})"
         for b in batches(layer)
     )
-    console.print("Batched offline, a layer of " + ", ".join(parts) + ".")
+    console.print("Batched offline, uniform routing, a layer of " + ", ".join(parts) + ".")
     if offline is not None:
         console.print(offline)

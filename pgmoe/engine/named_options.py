@@ -23,7 +23,7 @@ def check_options(config: EngineConfig) -> None:
     if config.emulated_link is None:
         return
     parse_rate(config.emulated_link)
-    if config.host_memory != "auto" and parse_bytes(config.host_memory, whole_bytes=100):
+    if config.host_memory != "auto" and parse_bytes(config.host_memory, whole_bytes=2**63):
         raise ConfigError(
             f"emulated_link {config.emulated_link!r} keeps all experts in RAM and takes no host_memory; "
             f"leave out one of the two (host_memory is {config.host_memory!r})"

@@ -96,7 +96,9 @@ class TierBuilder:
         """For measuring: slots, none of which holds an expert yet; host memory where they are elsewhere."""
         num_targets = targets_needed(self._slot_bytes, self._config.num_readers)
         if self._device.type != "cpu":
-            arena = SlotArena(num_targets, self._slot_bytes, torch.device("cpu"))
+            num_bytes, ram = num_targets * self._slot_bytes, torch.device("cpu")
+            with allocating("experts to measure the disk with", num_bytes, ram, "give a smaller host_memory"):
+                arena = SlotArena(num_targets, self._slot_bytes, ram)
         return [arena.slot(index) for index in range(min(num_targets, arena.num_slots))]
 
     def _host_tier(self, num_in_host: int) -> HostTier | None:

@@ -21,7 +21,8 @@ class Prefetcher:
     """One gating's predictions, followed within what trust and limiter allow. For the computing thread alone.
 
     Exact selections are ordered at once. Of guesses, those that are trusted get what the link carries in the
-    time that a layer computes, one expert at a time where that is less.
+    time that a layer computes, one expert at a time where that is less. Only passes of one token are judged:
+    many tokens use most experts, whatever was guessed, and say nothing of the next single one.
     """
 
     def __init__(
@@ -51,14 +52,15 @@ class Prefetcher:
         """A layer begins with this expert input (N, D): see Gating.look_ahead. None where that is idle."""
         self._observe()
         limited, guessing = self._gating.limited, self._trust.on
-        self._resting = limited and guessing and self._limiter.resting
+        self._resting = limited and self._limiter.resting
         self._stats.prefetch_on = not limited or (guessing and not self._resting)
-        self._attentive = self._stats.prefetch_on or (limited and self._trust.sample())
+        self._attentive = self._stats.prefetch_on or (not self._resting and self._trust.sample())
         return self._gating.look_ahead(layer, hidden) if self._attentive else None
 
     def follow(self, routing: Routing, selected: Collection[int]) -> None:
         """This layer's experts are known and ordered: order what comes next, as far as that is allowed."""
-        for grade, expert in self._guessed.pop(routing.layer, ()):
+        guessed, lone = self._guessed.pop(routing.layer, ()), len(routing.ids) == 1
+        for grade, expert in guessed if lone else ():
             self._trust.score(grade, expert in selected)
         self._stats.prefetch_switches = self._trust.num_switches
         if self._resting:  # then the gating learns nothing either: that is most of what it costs
@@ -69,8 +71,10 @@ class Prefetcher:
         for prediction in predictions:
             if prediction.exact or not self._gating.limited:
                 self._order(prediction, prediction.experts, UNLIMITED)
-            else:
+            elif lone:
                 self._order(prediction, self._trusted(prediction), self._limit())
+            elif self._trust.on:
+                self._order(prediction, prediction.experts, self._limit())
 
     def _trusted(self, prediction: Prediction) -> Sequence[int]:
         """Those worth fetching. All that are missing are remembered, to be scored when their layer comes."""

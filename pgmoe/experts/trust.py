@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from random import Random
 
 NUM_GRADES = 8
 
@@ -29,8 +30,8 @@ class TrustRules:
     return_share: float = 0.67
     """It comes back at this share; so one that is right half of the time does not come and go."""
     sample_every: int = 11
-    """While no grade is good enough, only every so many layers are still predicted, and scored without moving
-    a byte. A prime, so that all layers of a model get their turn."""
+    """While no grade is good enough, one layer in so many is still predicted, to be scored without moving a
+    byte. Which ones is drawn, so that all layers of a model get their turn."""
 
     def __post_init__(self) -> None:
         assert min(self.window, self.sample_every) >= 1, self
@@ -62,12 +63,17 @@ class _Grade:
 
 
 class GuessTrust:
-    """Keeps the score of guesses by grade. Only experts that were missing when they were guessed count."""
+    """Keeps the score of guesses by grade. Only experts that were missing when they were guessed count.
+
+    Whether any guesses are worth fetching is decided by the grades that occur among the newest ones.
+    """
 
     def __init__(self, rules: TrustRules | None = None) -> None:
         self._rules = rules or TrustRules()
         self._grades = [_Grade(self._rules) for _ in range(NUM_GRADES)]
-        self._num_asked = 0
+        self._newest: deque[int] = deque(maxlen=self._rules.window)
+        self._times = [0] * NUM_GRADES
+        self._draw = Random(0)
         self.on = True
         """Whether any guesses are worth fetching."""
         self.num_switches = 0
@@ -75,7 +81,11 @@ class GuessTrust:
     def score(self, grade: int, right: bool) -> None:
         """A guess of this grade was right or wrong, whether it was fetched or not."""
         self._grades[grade].add(right)
-        judged = [g for g in self._grades if g.judged]
+        if len(self._newest) == self._rules.window:
+            self._times[self._newest[0]] -= 1
+        self._newest.append(grade)
+        self._times[grade] += 1
+        judged = [g for g, times in zip(self._grades, self._times, strict=True) if times and g.judged]
         on = not judged or any(g.good for g in judged)
         self.num_switches += on != self.on
         self.on = on
@@ -86,7 +96,4 @@ class GuessTrust:
 
     def sample(self) -> bool:
         """Whether this layer is predicted although nothing is fetched. Ask once a layer; False while on."""
-        if self.on:
-            return False
-        self._num_asked += 1
-        return self._num_asked % self._rules.sample_every == 0
+        return not self.on and self._draw.randrange(self._rules.sample_every) == 0

@@ -114,7 +114,7 @@ def test_what_a_limit_holds_is_what_is_said_to_need_no_more_and_little_less(plac
         allowed = weights * limit / 100
         assert memory_need(plan, share) <= allowed < memory_need(plan, share + 0.1) + 1
     assert share_within(plan, 10 * least) == 100
-    with pytest.raises(ConfigError, match=f"limit 50%.*give {math.ceil(least)}%"):
+    with pytest.raises(ConfigError, match=f"limit 50%.*needs {math.ceil(least)}%.*a larger model"):
         share_within(plan, 50)
 
 

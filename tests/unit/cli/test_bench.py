@@ -25,5 +25,6 @@ def test_plot_writes_a_picture_beside_the_result(tmp_path: Path) -> None:
 
 def test_every_benchmark_has_a_command() -> None:
     run = CliRunner().invoke(app, ["bench", "--help"])
-    names = ("default-model", "olmoe-like", "gpu", "compare", "curve", "prefetch", "profile", "reads", "show")
+    arms = ("default-model", "olmoe-like", "gpu", "compare")
+    names = (*arms, "curve", "prefetch", "profile", "reads", "show", "plot")
     assert all(name in run.stdout for name in names)

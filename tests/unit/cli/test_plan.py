@@ -55,14 +55,16 @@ def test_people_are_told_that_it_is_a_prediction_and_get_a_picture(
 
 def test_a_trace_gives_the_hit_rates(tiny: TinyCheckpoints, tmp_path: Path) -> None:
     """Layers that use their first two experts again and again: a few slots hold them all."""
-    steps = [("a", [routing(0, (0, 1)), routing(1, (1, 0)), routing(2, (0, 1))])] * 10
+    prompt = [routing(layer, *([(e, e + 1)] * 7)) for layer, e in ((0, 0), (1, 2), (2, 4))]
+    steps = [("a", prompt)] + [("a", [routing(0, (0, 1)), routing(1, (1, 0)), routing(2, (0, 1))])] * 10
     trace_of(steps, num_layers=3, num_experts=8).save(file := tmp_path / "routing.parquet")
     given = ["--bandwidth", "3600KiB/s", "--compute-tokens-per-s", "20"]
     uniform = {row["budget"]: row for row in plan(tiny("mixtral"), *given)["budgets"]}
     found = plan(tiny("mixtral"), *given, "--trace", str(file))
     assert found["routing"] == "routing of routing.parquet"
     rows = {row["budget"]: row for row in found["budgets"]}
-    assert rows["50%"]["hit_rate"] == pytest.approx(0.9)  # all but the first uses
+    assert rows["100%"]["hit_rate"] == rows["50%"]["hit_rate"] == 1  # six experts, whatever the prompt used
+    assert rows["10%"]["hit_rate"] < 1
     assert uniform["50%"]["hit_rate"] == pytest.approx(0.5)
     run = CliRunner().invoke(app, ["plan", str(tiny("olmoe")), *given, "--trace", str(file)])
     assert isinstance(run.exception, ConfigError)
@@ -95,7 +97,7 @@ def test_a_gpu_machines_figures_give_the_offline_policy(tiny: TinyCheckpoints, t
     assert "by MoE-Lightning's model, predicted for a system that streams whole layers" in said
     found = plan(tiny("mixtral"), *given)
     assert "by MoE-Lightning's model" in found["offline"]
-    assert [batch["tokens"] for batch in found["batches"]] == [1, 4, 16, 64]
+    assert [batch["tokens"] for batch in found["batches_of_uniform_routing"]] == [1, 4, 16, 64]
     run = CliRunner().invoke(app, ["plan", str(tiny("qwen2_moe")), *given])
     assert isinstance(run.exception, UnsupportedModel)
     file.write_text(json.dumps({**machine, "gpu_memory": 1000}))

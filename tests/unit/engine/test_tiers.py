@@ -55,8 +55,9 @@ def test_an_emulated_link_has_its_stated_bandwidth_and_changes_no_bit(tiny: Tiny
 
 def test_beside_an_emulated_link_host_memory_may_be_none_and_nothing_else(tiny: TinyCheckpoints) -> None:
     engine(tiny, emulated_link="25GB/s", host_memory="0").close()
-    with pytest.raises(ConfigError, match=r"takes no host_memory; .* \(host_memory is '50%'\)"):
-        engine(tiny, emulated_link="25GB/s", host_memory="50%")
+    for some in ("50%", "0.1%"):
+        with pytest.raises(ConfigError, match=rf"takes no host_memory; .* \(host_memory is '{some}'\)"):
+            engine(tiny, emulated_link="25GB/s", host_memory=some)
 
 
 @pytest.mark.parametrize("rate", ["fast", "-1GB/s", "0GB/s"])

@@ -66,6 +66,15 @@ class Rig:
         self.parts.pool.check_integrity()
         return ahead
 
+    def prompt(self, layer: int, uses: Sequence[int], *says: Prediction) -> None:
+        """The same for several tokens, each of which uses one of the experts."""
+        self.gating.says = says
+        self.prefetcher.look_ahead(layer, torch.zeros(len(uses), 2))
+        with self.parts.pool.lease(layer, uses) as lent:
+            self.prefetcher.follow(routing(layer, *([e] for e in uses)), uses)
+            for _ in lent:
+                pass
+
     def coming(self) -> set[ExpertId]:
         return self.parts.in_state(SlotState.IN_FLIGHT)
 
@@ -165,8 +174,9 @@ def test_while_off_only_sampled_layers_look_ahead(layers: Layers, store: DiskSto
     rig = Rig(layers, store, 3)
     rig.err(RULES.window // 2)
     before = rig.gating.looked_ahead
-    ahead = [rig.layer(layer, [0]) is not None for layer in (0, 1, 0, 1, 0, 1)]
-    assert sum(ahead) == 6 // RULES.sample_every == rig.gating.looked_ahead - before
+    ahead = [rig.layer(layer, [0]) is not None for layer in (0, 1) * 20]
+    assert 0 < sum(ahead) < 40
+    assert sum(ahead) == rig.gating.looked_ahead - before
 
 
 def test_right_predictions_scored_without_a_fetch_switch_guessing_on_again(
@@ -196,3 +206,25 @@ def test_experts_that_were_there_already_score_nothing(layers: Layers, store: Di
         rig.layer(1, [5])
     assert rig.trust.on
     assert rig.stats.prefetch_switches == 0
+
+
+def test_passes_of_several_tokens_are_not_judged(layers: Layers, store: DiskStore) -> None:
+    """They use nearly every expert, so whatever was guessed was right."""
+    rig = Rig(layers, store, 3)
+    rig.err(RULES.window // 2)
+    assert not rig.trust.on
+    for turn in range(10 * RULES.window):
+        rig.prompt(0, [0, 1, 2], guess(1, 3, 4, 5))
+        rig.prompt(1, [3, 4, 5], guess(0, 0, 1, 2))
+        rig.layer(0, [turn % 3], guess(1, 3, 4, 5))
+        rig.prompt(1, [3, 4, 5])  # what a single token's guess says is not judged by these, either
+    assert not rig.trust.on
+    assert rig.stats.prefetch_switches == 1
+
+
+def test_a_prompts_guesses_are_fetched_whatever_their_place(layers: Layers, store: DiskStore) -> None:
+    rig = Rig(layers, store, 12)
+    for _ in range(LimiterRules().num_windows):
+        rig.limiter.observe_layer(100.0 * rig.size, 0.0)
+    rig.prompt(0, [0, 1, 2], guess(1, 3, 4, 5))
+    assert rig.coming() == {ExpertId(1, 3), ExpertId(1, 4), ExpertId(1, 5)}

@@ -42,13 +42,13 @@ def test_everything_is_trusted_until_there_is_evidence() -> None:
 def test_a_grade_that_is_only_wrong_is_left_out_within_a_window_whatever_came_before(
     grade: int, before: list[bool]
 ) -> None:
-    trust = GuessTrust()
-    feed(trust, (grade + 1) % NUM_GRADES, True, EVIDENCE)
-    for right in before:
+    trust, other = GuessTrust(), (grade + 1) % NUM_GRADES
+    feed(trust, other, True, EVIDENCE)
+    for right in [*before, *[False] * RULES.window]:
         trust.score(grade, right)
-    feed(trust, grade, False, RULES.window)
+        trust.score(other, True)
     assert not trust.trusts(grade)
-    assert trust.trusts((grade + 1) % NUM_GRADES)
+    assert trust.trusts(other)
     assert trust.on
     assert trust.num_switches == 0
 
@@ -72,14 +72,15 @@ def test_it_is_as_a_plain_reference_says(outcomes: list[tuple[int, bool]], windo
     trust = GuessTrust(rules)
     kept: dict[int, list[bool]] = {grade: [] for grade in range(NUM_GRADES)}
     good = dict.fromkeys(range(NUM_GRADES), True)
-    switches, on = 0, True
+    switches, on, newest = 0, True, []
     for grade, right in outcomes:
         trust.score(grade, right)
         kept[grade] = [*kept[grade], right][-window:]
         if len(kept[grade]) >= window / 2:
             least = rules.least_share if good[grade] else rules.return_share
             good[grade] = sum(kept[grade]) / len(kept[grade]) >= least
-        judged = [g for g in kept if kept[g] and len(kept[g]) >= window / 2]
+        newest = [*newest, grade][-window:]
+        judged = [g for g in set(newest) if len(kept[g]) >= window / 2]
         now = not judged or any(good[g] for g in judged)
         switches += now != on
         on = now
@@ -101,6 +102,17 @@ def test_it_is_off_when_no_judged_grade_is_good_and_then_trusts_nothing() -> Non
     assert not trust.trusts(4)
 
 
+def test_grades_that_no_longer_occur_keep_nothing_on() -> None:
+    """As those of an order with more places, seen once."""
+    trust = GuessTrust()
+    for grade in (1, 3, 5, 7):
+        feed(trust, grade, True, RULES.window)
+    feed(trust, 0, False, RULES.window - 1)
+    assert trust.on
+    trust.score(0, False)
+    assert not trust.on
+
+
 @pytest.mark.parametrize("share", [0.3, 0.5])
 def test_guesses_that_are_right_half_of_the_time_do_not_come_and_go(share: float) -> None:
     trust = GuessTrust()
@@ -118,9 +130,11 @@ def test_guesses_right_seven_times_in_ten_stay() -> None:
     assert trust.num_switches == 0
 
 
-def test_every_nth_layer_is_sampled_while_off_and_none_while_on() -> None:
+def test_some_layers_are_sampled_while_off_and_none_while_on() -> None:
     trust = GuessTrust()
     assert not any(trust.sample() for _ in range(100))
     feed(trust, 0, False, EVIDENCE)
-    sampled = [trust.sample() for _ in range(3 * RULES.sample_every)]
-    assert sampled == ([False] * (RULES.sample_every - 1) + [True]) * 3
+    sampled = [trust.sample() for _ in range(1000 * RULES.sample_every)]
+    assert 900 < sum(sampled) < 1100
+    for num_layers in (2, RULES.sample_every, 2 * RULES.sample_every):  # every layer has its turn
+        assert all(any(sampled[layer::num_layers]) for layer in range(num_layers))
