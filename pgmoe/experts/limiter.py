@@ -18,7 +18,7 @@ class LimiterRules:
     """The compute window is the median of so many layers."""
     least_stall_share: float = 0.1
     """Guesses rest while compute waits for less of its time than this: there is less to gain than asking
-    ahead costs. Below it they lost up to a tenth (benchmarks/results/prefetch-small-moe-*.json)."""
+    ahead costs. Without it they lost up to a seventh (prefetch-small-moe-2026-11-27-7889c28.json)."""
     num_stalls: int = 256
     """So many layers are looked at for that."""
 
