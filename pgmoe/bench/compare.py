@@ -9,12 +9,18 @@ from dataclasses import dataclass
 from pgmoe.bench.arms.base import Arm
 from pgmoe.bench.job import Job, Load, Measured, Place
 from pgmoe.bench.worker import Worker
-from pgmoe.errors import PgmoeError
+from pgmoe.errors import ConfigError, PgmoeError
 
 WARM_UP_TOKENS = 8
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is done now, steps done, steps in all)."""
+
+
+def check_length(job: Job) -> None:
+    """Raise ConfigError for an answer that is over with the warm-up."""
+    if job.num_tokens <= WARM_UP_TOKENS:
+        raise ConfigError(f"tokens must be more than {WARM_UP_TOKENS}, got {job.num_tokens}")
 
 
 @dataclass(frozen=True)

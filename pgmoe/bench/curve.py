@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pgmoe.bench.arms.base import Arm
-from pgmoe.bench.compare import WARM_UP_TOKENS, Progress, Series, compare
+from pgmoe.bench.compare import WARM_UP_TOKENS, Progress, Series, check_length, compare
 from pgmoe.bench.curve_result import CurvePoint, CurveResult
 from pgmoe.bench.disk_rate import own_rate
 from pgmoe.bench.job import Job, Place
@@ -17,7 +17,6 @@ from pgmoe.bench.page_cache import weight_files
 from pgmoe.bench.result import current_commit, now
 from pgmoe.bench.routed_stream import RoutedStream, record_stream
 from pgmoe.bench.share import BESIDE_WEIGHTS, memory_need, slots_at, weight_bytes
-from pgmoe.errors import ConfigError
 from pgmoe.models.loader import ModelPlan, read_plan
 
 
@@ -45,8 +44,7 @@ class Curve:
 
 def measure_curve(curve: Curve, place: Place, num_rounds: int, progress: Progress) -> CurveResult:
     """Measure. Takes minutes. Raises PgmoeError if an arm fails, ConfigError where no limit can be set."""
-    if curve.job.num_tokens <= WARM_UP_TOKENS:
-        raise ConfigError(f"tokens must be more than {WARM_UP_TOKENS}, got {curve.job.num_tokens}")
+    check_length(curve.job)
     machine = describe_machine(weight_files(place.model))
     commit = current_commit()  # before: files may change while it runs
     plan = read_plan(place.model)

@@ -25,6 +25,11 @@ def parse_options(texts: Sequence[str]) -> Options:
     return tuple(found)
 
 
+def pack_options(pack: Path | None) -> Options:
+    """Of an engine that reads this pack of the same weights; none for none."""
+    return () if pack is None else (("model", str(pack)), ("verify_pack", False))
+
+
 def our_lines(gatings: Sequence[str], options: Options, trace: Path) -> tuple[OurLine, ...]:
     """A line for each gating; one, with the engine's own, if none is named. An oracle replays `trace`."""
     if not gatings:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pgmoe.bench.arms.engine import EngineArm
 from pgmoe.bench.arms.profiled import ProfiledArm
-from pgmoe.bench.compare import WARM_UP_TOKENS, Progress, compare
+from pgmoe.bench.compare import Progress, check_length, compare
 from pgmoe.bench.curves import Options
 from pgmoe.bench.disk_rate import own_rate
 from pgmoe.bench.job import Job, Place
@@ -38,8 +38,7 @@ class ProfilePlan:
 
 def measure_profile(wanted: ProfilePlan, place: Place, num_rounds: int, progress: Progress) -> ProfileResult:
     """Measure. Takes minutes. Raises PgmoeError if an arm fails, ConfigError for what cannot be measured."""
-    if wanted.job.num_tokens <= WARM_UP_TOKENS:
-        raise ConfigError(f"tokens must be more than {WARM_UP_TOKENS}, got {wanted.job.num_tokens}")
+    check_length(wanted.job)
     arms = _arms(wanted)
     served = str(dict(wanted.options).get("model", place.model))
     machine = describe_machine(weight_files(served))

@@ -125,11 +125,10 @@ def _curve(
     num_tokens: int,
 ) -> Curve:
     from pgmoe.bench.curve import Curve
-    from pgmoe.bench.curves import ORACLE, our_lines, parse_options
+    from pgmoe.bench.curves import ORACLE, our_lines, pack_options, parse_options
     from pgmoe.units import parse_bytes
 
-    own = parse_options(options)
-    own += (("model", str(pack)), ("verify_pack", False)) if pack is not None else ()
+    own = parse_options(options) + pack_options(pack)
     own += (("emulated_link", emulate),) if emulate is not None else ()
     trace = scratch_folder() / "curve-trace.parquet"
     suffix = f"-{emulate.replace('/', '')}" if emulate is not None else "-pack" if pack is not None else ""

@@ -26,18 +26,17 @@ def profile(
     out: Out = RESULTS,
 ) -> None:
     """Where a decoded token's time goes: dense layers, experts, waiting for them, bookkeeping."""
-    from pgmoe.bench.curves import parse_options
+    from pgmoe.bench.curves import pack_options, parse_options
     from pgmoe.bench.profile import ProfilePlan, measure_profile
     from pgmoe.bench.profile_report import render_profile
 
     folder = checkpoint_of(model)
     job, workload = workload_of(model, folder, tokens)
-    packed = (("model", str(pack)), ("verify_pack", False)) if pack is not None else ()
     wanted = ProfilePlan(
         name=f"profile-{folder.name if '/' in model else model}{'-pack' if pack is not None else ''}",
         shares=tuple(share),
         gatings=tuple(gating),
-        options=(*parse_options(option), *packed),
+        options=parse_options(option) + pack_options(pack),
         job=job,
         workload=workload,
     )

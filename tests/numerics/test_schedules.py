@@ -240,26 +240,27 @@ def drawn(num_schedules: int) -> settings:
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_no_schedule_changes_a_bit(resident: Callable[[str], Resident], family: str) -> None:
-    @drawn(6)
+def play_drawn(num_schedules: int, resident: Resident) -> None:
+    """So many schedules, each of which must give what the resident engine gave."""
+
+    @drawn(num_schedules)
     @given(schedules)
     def run(schedule: Schedule) -> None:
-        play(resident(family), schedule)
+        play(resident, schedule)
 
     run()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_schedule_changes_a_bit(resident: Callable[[str], Resident], family: str) -> None:
+    play_drawn(6, resident(family))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_schedule_of_many_changes_a_bit(resident: Callable[[str], Resident], family: str) -> None:
-    @drawn(400)
-    @given(schedules)
-    def run(schedule: Schedule) -> None:
-        play(resident(family), schedule)
-
-    run()
+    play_drawn(400, resident(family))
 
 
 @pytest.mark.parametrize("gating", sorted(GATINGS))
