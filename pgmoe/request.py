@@ -133,7 +133,7 @@ class Usage:
     expert_hits: int = 0
     expert_misses: int = 0
     expert_bytes: int = 0
-    """Bytes moved to the device for this request's misses."""
+    """Bytes moved to the device during its steps: experts that it missed, and experts fetched ahead."""
     expert_stall_s: float = 0.0
     """Seconds that its steps waited for experts."""
 

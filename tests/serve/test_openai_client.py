@@ -74,7 +74,9 @@ def test_usage_tells_what_the_answer_cost_in_experts(openai: OpenAI) -> None:
     assert usage is not None
     experts: dict[str, float] = usage.model_extra["experts"]  # type: ignore[index]
     assert experts["hits"] + experts["misses"] >= 3 * 2 * usage.completion_tokens  # layers, top-k
-    assert experts["bytes"] == experts["misses"] * 73_728
+    ahead, rest = divmod(experts["bytes"] - experts["misses"] * 73_728, 73_728)
+    assert ahead >= 0  # each miss is read, and perhaps experts that were guessed
+    assert rest == 0
     assert experts["stall_s"] >= 0
 
 

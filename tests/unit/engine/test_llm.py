@@ -186,7 +186,10 @@ def test_usage_and_counters_add_up(llm: LLM) -> None:
     assert experts.num_hits - moved[0] == sum(u.expert_hits for u in usages) > 0
     assert experts.num_misses - moved[1] == sum(u.expert_misses for u in usages) > 0
     assert experts.num_bytes - moved[2] == sum(u.expert_bytes for u in usages)
-    assert all(u.expert_bytes == u.expert_misses * llm.info.expert_bytes for u in usages)
+    for usage in usages:
+        moves, rest = divmod(usage.expert_bytes, llm.info.expert_bytes)
+        assert moves >= usage.expert_misses  # each miss is read, and perhaps experts that were guessed
+        assert rest == 0
     assert all(u.expert_stall_s > 0 for u in usages)
 
 
