@@ -11,11 +11,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from pgmoe.errors import ConfigError
+from pgmoe.new_file import check_writable_folder
 from pgmoe.units import format_bytes
 
 
 def check_new_folder(out: Path, need_bytes: int = 0) -> None:
     """Raise ConfigError if `out` is taken, or its disk has less than `need_bytes` free. Writes nothing."""
+    check_writable_folder(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty folder; name another or remove it")
     disk = out.absolute()

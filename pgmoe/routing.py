@@ -40,6 +40,8 @@ class Prediction:
 class Gating(Protocol):
     """Knows, exactly or by a guess, which experts come next. It never changes what is computed."""
 
+    predicts: bool
+    """Whether it ever predicts anything; one that does not is asked nothing."""
     limited: bool
     """Whether guesses obey the limiter; the paper's baseline `prefetch_all` and exact gatings do not."""
 

@@ -6,6 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -96,7 +97,8 @@ class Trace:
         except OSError as error:
             raise ConfigError(f"cannot write the trace {path}: {error}") from error
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # what kept it from being written may keep it from being removed
+                partial.unlink()
 
     @classmethod
     def load(cls, path: Path) -> Trace:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pgmoe.bench.curve_result import CurvePoint, CurveResult
 from pgmoe.bench.lines import ACCELERATE, LLAMA_CPP
 from pgmoe.bench.statistics import Spread
-from pgmoe.errors import ConfigError
+from pgmoe.picture import new_figure, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,13 +23,10 @@ Value = Callable[[CurvePoint, str], Spread]
 
 
 def plot_curve(result: CurveResult, path: Path) -> None:
-    """Draw tokens/s and the share of the resident speed to a PNG. Raises ConfigError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator, NullFormatter
-    except ImportError:
-        raise ConfigError("plots need matplotlib; pip install 'pgmoe[bench]'") from None
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    """Draw tokens/s and the share of the resident speed to a PNG. Raises ConfigError as pictures do."""
+    figure = new_figure(11, 4.8)
+    from matplotlib.ticker import LogLocator, NullFormatter  # only now: it is there
+
     left, right = figure.subplots(1, 2)
     for line, colour in _colours(result).items():
         _draw(left, result, line, colour, lambda p, name: Spread.of(p.of(name).speeds))
@@ -60,7 +57,7 @@ def plot_curve(result: CurveResult, path: Path) -> None:
         *right.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9, frameon=False
     )
     figure.suptitle(_title(result), fontsize=9, color="#555555")
-    figure.savefig(path, dpi=120)
+    save_picture(figure, path, 120)
 
 
 def _draw(axes: Axes, result: CurveResult, line: str, colour: str, value: Value) -> None:

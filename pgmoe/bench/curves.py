@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pgmoe.bench.lines import PGMOE, AccelerateLine, Line, LlamaCppLine, OurLine
+from pgmoe.config import EngineConfig
+from pgmoe.engine.named_options import check_options as check_engine_options
 from pgmoe.errors import ConfigError
+from pgmoe.models.pack import is_pack
 
 Options = tuple[tuple[str, str | int], ...]
 ORACLE = "oracle"
@@ -25,9 +28,19 @@ def parse_options(texts: Sequence[str]) -> Options:
     return tuple(found)
 
 
+def check_options(options: Options, gatings: Sequence[str]) -> None:
+    """Raise ConfigError for what no engine could be made with, before anything is measured."""
+    for line in our_lines(gatings, options, Path("a trace")):
+        check_engine_options(EngineConfig.parse({"model": "a model", **dict(line.options)}))
+
+
 def pack_options(pack: Path | None) -> Options:
-    """Of an engine that reads this pack of the same weights; none for none."""
-    return () if pack is None else (("model", str(pack)), ("verify_pack", False))
+    """Of an engine that reads this pack of the same weights; none for none. Raises ConfigError."""
+    if pack is None:
+        return ()
+    if not is_pack(pack):
+        raise ConfigError(f"{pack} is no pack; `pgmoe pack` makes one")
+    return (("model", str(pack)), ("verify_pack", False))
 
 
 def our_lines(gatings: Sequence[str], options: Options, trace: Path) -> tuple[OurLine, ...]:

@@ -82,7 +82,10 @@ def write_gguf(model: str, path: Path, dtype: torch.dtype) -> None:
     checkpoint = Checkpoint.open(model)
     family = _FAMILIES.get(checkpoint.config.get("model_type", ""))
     if family is None:
-        raise UnsupportedModel(f"{model}: only {' and '.join(_FAMILIES)} models are written as GGUF")
+        raise UnsupportedModel(
+            f"{model}: only {' and '.join(_FAMILIES)} models are written as GGUF, which "
+            "llama.cpp needs; --no-peers measures without it"
+        )
     (architecture,) = (a for a, name in MODEL_ARCH_NAMES.items() if name == family.architecture)
     names = get_tensor_name_map(architecture, checkpoint.config["num_hidden_layers"])
     targets = _targets(checkpoint, family, names, dtype)

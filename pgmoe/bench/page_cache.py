@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from pgmoe.errors import ConfigError
+
 
 def drop_from_page_cache(paths: Iterable[str | Path]) -> None:
     """Write back and drop these files' cached pages; pages that a process has mapped stay."""
@@ -19,8 +21,11 @@ def drop_from_page_cache(paths: Iterable[str | Path]) -> None:
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """The safetensors files of a checkpoint."""
-    return sorted(Path(folder).glob("*.safetensors"))
+    """The safetensors files of a checkpoint. Raises ConfigError if there are none."""
+    found = sorted(Path(folder).glob("*.safetensors"))
+    if not found:
+        raise ConfigError(f"{folder} has no safetensors files; name a folder with a checkpoint or a pack")
+    return found
 
 
 def largest(files: Iterable[Path]) -> Path:

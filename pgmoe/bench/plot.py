@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pgmoe.bench.result import Result
 from pgmoe.bench.statistics import Spread
-from pgmoe.errors import ConfigError
+from pgmoe.picture import new_figure, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,13 +17,9 @@ BAR = 0.62
 
 
 def plot(result: Result, path: Path) -> None:
-    """Draw speeds and memory of all arms to a PNG. Raises ConfigError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("plots need matplotlib; pip install 'pgmoe[bench]'") from None
+    """Draw speeds and memory of all arms to a PNG. Raises ConfigError as pictures do."""
     names = [s.name for s in result.series]
-    figure = Figure(figsize=(9.5, 1.3 + 0.45 * len(names)), layout="constrained")
+    figure = new_figure(9.5, 1.3 + 0.45 * len(names))
     left, right = figure.subplots(1, 2, sharey=True)
     colours = [OURS if name.startswith("pgmoe") else OTHERS for name in names]
     _bars(left, [Spread.of(s.speeds) for s in result.series], colours, "tokens/s")
@@ -42,7 +38,7 @@ def plot(result: Result, path: Path) -> None:
         fontsize=9,
         color="#555555",
     )
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path, 110)
 
 
 def _bars(axes: Axes, spreads: list[Spread], colours: list[str], unit: str) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from pgmoe.bench.result import current_commit, now
+from pgmoe.errors import ConfigError
 from pgmoe.experts.policies import POLICIES
+from pgmoe.new_file import write_new_file
 from pgmoe.simulation.pools import Pools, parse_slots
 from pgmoe.simulation.report import Outcome, Simulation, simulate
 from pgmoe.trace import Trace
@@ -44,21 +46,22 @@ class PolicyResult:
     rows: tuple[PolicyRow, ...]
 
     def save(self, folder: Path) -> Path:
-        """Write `policies-<day>-<commit>.json` and return its path."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"policies-{self.date[:10]}-{self.commit.rstrip('+')}.json"
-        path.write_bytes(TypeAdapter(PolicyResult).dump_json(self, indent=1) + b"\n")
-        return path
+        """Write `policies-<day>-<commit>.json` and return its path; see `write_new_file`."""
+        stem = f"policies-{self.date[:10]}-{self.commit.rstrip('+')}"
+        content = TypeAdapter(PolicyResult).dump_json(self, indent=1) + b"\n"
+        return write_new_file(folder, stem, ".json", content)
 
 
 def compare_policies(traces: Sequence[Path], about: str = "") -> PolicyResult:
     """Replay all policies over both halves of each trace; `about` says what they are of.
 
-    Raises ConfigError for a file that is no trace.
+    Raises ConfigError for a file that is no trace, or of fewer than two prompts.
     """
     rows = []
     for path in traces:
         trace = Trace.load(path)
+        if len({step.sequence for step in trace.steps}) < 2:
+            raise ConfigError(f"{path} is of one prompt; record two or more, as one half is tuned on")
         tuned_on, reported = (_simulate(half) for half in halves(trace))
         rows.append(PolicyRow(path.stem, tuned_on, reported))
     return PolicyResult(now(), current_commit(), about, tuple(rows))

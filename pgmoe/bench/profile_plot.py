@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgmoe.bench.profile_result import ProfileResult
-from pgmoe.errors import ConfigError
+from pgmoe.picture import new_figure, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,12 +19,8 @@ LEAST_LABELLED_MS = 4.0
 
 
 def plot_profile(result: ProfileResult, path: Path) -> None:
-    """Draw a bar of parts for each share and gating to a PNG. Raises ConfigError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("plots need matplotlib; pip install 'pgmoe[bench]'") from None
-    figure = Figure(figsize=(10, 1.9 + 0.5 * len(result.profiled)), layout="constrained")
+    """Draw a bar of parts for each share and gating to a PNG. Raises ConfigError as pictures do."""
+    figure = new_figure(10, 1.9 + 0.5 * len(result.profiled))
     axes = figure.subplots()
     _bars(axes, result)
     _least(axes, result)
@@ -46,7 +42,7 @@ def plot_profile(result: ProfileResult, path: Path) -> None:
     machine = f"{result.machine.num_cores} cores of {result.machine.processor}"
     title = "  ·  ".join([result.name, machine, f"{result.date[:10]}, {result.commit}"])
     figure.suptitle(title, fontsize=9, color="#555555")
-    figure.savefig(path, dpi=120)
+    save_picture(figure, path, 120)
 
 
 def _bars(axes: Axes, result: ProfileResult) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pgmoe.bench.reads_result import ReadsResult
 from pgmoe.bench.statistics import Spread
-from pgmoe.errors import ConfigError
+from pgmoe.picture import new_figure, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,12 +18,8 @@ LEAST_RATE, MOST_SLOWDOWN = 0.9, 0.1
 
 
 def plot_reads(result: ReadsResult, path: Path) -> None:
-    """Draw the share of the disk's rate and compute's slowdown to a PNG; ConfigError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("plots need matplotlib; pip install 'pgmoe[bench]'") from None
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    """Draw the share of the disk's rate and compute's slowdown to a PNG; ConfigError as pictures do."""
+    figure = new_figure(8, 3.4)
     left, right = figure.subplots(1, 2)
     names = [f"{series.num_readers}" for series in result.series]
     _bars(left, names, [result.rate_share(series) for series in result.series], LEAST_RATE)
@@ -31,7 +27,7 @@ def plot_reads(result: ReadsResult, path: Path) -> None:
     left.set_title("Experts read, of the disk's own rate", fontsize=10)
     right.set_title("Compute beside it slower by", fontsize=10)
     figure.suptitle(f"{result.name}  ·  {result.date[:10]}, {result.commit}", fontsize=9, color="#555555")
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path, 110)
 
 
 def _bars(axes: Axes, names: list[str], spreads: list[Spread], wanted: float) -> None:

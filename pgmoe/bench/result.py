@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 import pgmoe
 from pgmoe.bench.compare import Series
 from pgmoe.bench.machine import Machine
+from pgmoe.new_file import write_new_file
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,9 @@ class Record:
     """What was run and how, in words."""
 
     def save(self, folder: Path) -> Path:
-        """Write `<name>-<day>-<commit>.json` and return its path."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.name}-{self.date[:10]}-{self.commit.rstrip('+')}.json"
-        path.write_bytes(TypeAdapter(type(self)).dump_json(self) + b"\n")
-        return path
+        """Write `<name>-<day>-<commit>.json` and return its path; see `write_new_file`."""
+        stem = f"{self.name}-{self.date[:10]}-{self.commit.rstrip('+')}"
+        return write_new_file(folder, stem, ".json", TypeAdapter(type(self)).dump_json(self) + b"\n")
 
 
 @dataclass(frozen=True)

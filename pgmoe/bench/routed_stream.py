@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from pgmoe.bench.arms.engine import EngineArm
 from pgmoe.bench.job import Job, Place
+from pgmoe.errors import PgmoeError
 from pgmoe.layout import ExpertLayer
 from pgmoe.models.moe import RoutedExperts
 from pgmoe.simulation.belady import belady_misses
@@ -51,7 +53,13 @@ def record_stream(place: Place, job: Job) -> RoutedStream:
     """Run the job once, all experts resident, in a process that ends with it. Raises PgmoeError."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as process:
-        return process.submit(_record, place, job).result()
+        try:
+            return process.submit(_record, place, job).result()
+        except BrokenProcessPool:
+            raise PgmoeError(
+                "the process that records the stream's routing with all experts in memory was killed; the "
+                "model is probably larger than this machine's memory"
+            ) from None
 
 
 class _Recorder:

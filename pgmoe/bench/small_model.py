@@ -78,13 +78,18 @@ def train_small_moe(
     """
     schedule = schedule or Schedule()
     documents = _read(text)
+    if len(documents) < 2 * _HELD_OUT:
+        raise ConfigError(f"{text} has {len(documents)} lines, each a document; give {2 * _HELD_OUT} or more")
     held_out = documents[::_HELD_OUT]
     seen = [document for index, document in enumerate(documents) if index % _HELD_OUT]
     with new_folder(folder, need_bytes=_saved_bytes(shape)) as partial:
         tokenizer = _train_tokenizer(seen, shape.vocab_size)
         seen_T, held_out_T = _encode(tokenizer, seen), _encode(tokenizer, held_out)
         if min(len(seen_T), len(held_out_T)) <= schedule.length:
-            raise ConfigError(f"{text} has {len(seen_T)} tokens to train on; give a longer text")
+            raise ConfigError(
+                f"{text} has {len(seen_T)} tokens to train on and {len(held_out_T)} to test with; more than "
+                f"{schedule.length} of both are needed"
+            )
         model = _new_model(shape, len(tokenizer))
         before = perplexity(model, held_out_T, schedule)
         with _without_denormals():

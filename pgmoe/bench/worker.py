@@ -79,5 +79,5 @@ class Worker:
                 "-9 usually means that memory ran out"
             ) from None
         if isinstance(answer, Failed):
-            raise PgmoeError(f"arm {self.arm.name!r}: {answer.message}\n{answer.trace}")
+            raise PgmoeError(f"arm {self.arm.name!r}: {answer.message}\n{answer.trace}".rstrip())
         return answer

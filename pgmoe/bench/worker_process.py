@@ -15,6 +15,7 @@ from pgmoe.bench.arms.base import LoadedArm
 from pgmoe.bench.control_group import ControlGroup
 from pgmoe.bench.job import Failed, Load, Measured, Memory, Place
 from pgmoe.bench.page_cache import drop_from_page_cache, weight_files
+from pgmoe.errors import PgmoeError
 
 
 def serve(arm: bytes, place: Place, group: ControlGroup | None, connection: Connection) -> None:
@@ -34,6 +35,8 @@ def serve(arm: bytes, place: Place, group: ControlGroup | None, connection: Conn
             loaded.close()
     except (EOFError, BrokenPipeError):  # the parent is gone
         return
+    except PgmoeError as error:  # it says what to do
+        connection.send(Failed(str(error), ""))
     except Exception as error:  # whatever happened, the parent must hear of it
         connection.send(Failed(f"{type(error).__name__}: {error}", traceback.format_exc()))
 

@@ -129,7 +129,7 @@ def policies(
 
 @app.command()
 def compare(
-    model: Annotated[Path, typer.Argument(help="Checkpoint folder of a decoder.")],
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a decoder's checkpoint.")],
     arm: Annotated[
         list[str],
         typer.Option(
@@ -145,10 +145,11 @@ def compare(
     """Arms of your choice on a model of your own, fed with random tokens."""
     from pgmoe.bench import benchmarks
     from pgmoe.engine.assembly import resolve_device
+    from pgmoe.models.checkpoint import resolve_folder
 
-    arms = [benchmarks.parse_arm(text) for text in arm]
-    benchmark = benchmarks.custom(str(model), arms, tokens)
-    measure(benchmark, model, str(resolve_device(device)), threads, rounds, out)
+    arms, folder = [benchmarks.parse_arm(text) for text in arm], resolve_folder(model)
+    benchmark = benchmarks.custom(str(folder), arms, tokens)
+    measure(benchmark, folder, str(resolve_device(device)), threads, rounds, out)
 
 
 @app.command()

@@ -125,11 +125,12 @@ def _curve(
     num_tokens: int,
 ) -> Curve:
     from pgmoe.bench.curve import Curve
-    from pgmoe.bench.curves import ORACLE, our_lines, pack_options, parse_options
-    from pgmoe.units import parse_bytes
+    from pgmoe.bench.curves import ORACLE, check_options, our_lines, pack_options, parse_options
+    from pgmoe.units import parse_rate
 
     own = parse_options(options) + pack_options(pack)
     own += (("emulated_link", emulate),) if emulate is not None else ()
+    check_options(own, gatings)
     trace = scratch_folder() / "curve-trace.parquet"
     suffix = f"-{emulate.replace('/', '')}" if emulate is not None else "-pack" if pack is not None else ""
     job, workload = workload_of(model, folder, num_tokens)
@@ -140,7 +141,7 @@ def _curve(
         shares=tuple(shares),
         job=job,
         workload=workload,
-        link_bytes_per_s=float(parse_bytes(emulate.removesuffix("/s"))) if emulate is not None else None,
+        link_bytes_per_s=None if emulate is None else parse_rate(emulate),
         trace=trace if ORACLE in gatings else None,
     )
 
@@ -159,8 +160,11 @@ def _gguf(folder: Path) -> Path:
     import torch
 
     from pgmoe.bench.gguf_model import write_gguf
+    from pgmoe.models.checkpoint import Checkpoint
+    from pgmoe.packing.source import source_of
 
-    path = scratch_folder() / f"{folder.name}-f16.gguf"
+    digest = source_of(Checkpoint.open(str(folder))).digest[:8]
+    path = scratch_folder() / f"{folder.name}-{digest}-f16.gguf"
     if not path.is_file():
         typer.echo(f"Writing {path.name} ...", err=True)
         write_gguf(str(folder), path, torch.float16)

@@ -27,14 +27,15 @@ ModelKind = Annotated[
     str,
     typer.Argument(
         help="default, olmoe-like (3.5 GB of random weights, planted locality), small-moe (of `pgmoe bench "
-        "small-moe`), or a folder."
+        "small-moe`), a folder, or a hub id."
     ),
 ]
 
 
 def checkpoint_of(model: str) -> Path:
-    """The checkpoint of this kind, made if it is missing and takes no training."""
+    """The checkpoint of this kind, made if it is missing and takes no training. Raises CheckpointError."""
     from pgmoe.bench.random_model import OLMOE_HALF
+    from pgmoe.models.checkpoint import resolve_folder
 
     if model == "default":
         build_if_missing(folder := cache_folder() / FOLDER_NAME)
@@ -45,7 +46,7 @@ def checkpoint_of(model: str) -> Path:
         folder = scratch_folder() / f"olmoe-half-{LOCAL_SPREAD:g}"
         make_random(folder, replace(OLMOE_HALF, embedding_spread=LOCAL_SPREAD), "cpu")
         return folder
-    return Path(model)
+    return resolve_folder(model)
 
 
 def workload_of(model: str, folder: Path, num_tokens: int) -> tuple[Job, str]:

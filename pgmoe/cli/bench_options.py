@@ -10,6 +10,7 @@ import typer
 
 from pgmoe.cli.console import bytes_bar, steps_bar
 from pgmoe.cli.default_model import cache_folder
+from pgmoe.new_file import check_writable_folder
 
 if TYPE_CHECKING:
     from pgmoe.bench.benchmarks import Benchmark
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
 Rounds = Annotated[int, typer.Option(min=1, help="Times that every arm is measured, in turns.")]
 Tokens = Annotated[int, typer.Option(min=9, help="Tokens of each answer.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Compute threads of every arm; torch's choice.")]
-Out = Annotated[Path, typer.Option(help="Folder for the result file.")]
+
+
+def _usable(out: Path) -> Path:
+    check_writable_folder(out)
+    return out
+
+
+Out = Annotated[Path, typer.Option(help="Folder for the result file.", callback=_usable)]
 Folder = Annotated[Path | None, typer.Option(help="Folder of the checkpoint; it is made there if missing.")]
 RESULTS = Path("benchmarks/results")
 
@@ -27,6 +35,7 @@ RESULTS = Path("benchmarks/results")
 def scratch_folder() -> Path:
     """Where checkpoints and files of benchmarks lie; it is made."""
     folder = cache_folder() / "bench"
+    check_writable_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

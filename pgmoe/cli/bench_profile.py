@@ -26,17 +26,19 @@ def profile(
     out: Out = RESULTS,
 ) -> None:
     """Where a decoded token's time goes: dense layers, experts, waiting for them, bookkeeping."""
-    from pgmoe.bench.curves import pack_options, parse_options
+    from pgmoe.bench.curves import check_options, pack_options, parse_options
     from pgmoe.bench.profile import ProfilePlan, measure_profile
     from pgmoe.bench.profile_report import render_profile
 
+    options = parse_options(option) + pack_options(pack)
+    check_options(options, gating)
     folder = checkpoint_of(model)
     job, workload = workload_of(model, folder, tokens)
     wanted = ProfilePlan(
         name=f"profile-{folder.name if '/' in model else model}{'-pack' if pack is not None else ''}",
         shares=tuple(share),
         gatings=tuple(gating),
-        options=parse_options(option) + pack_options(pack),
+        options=options,
         job=job,
         workload=workload,
     )

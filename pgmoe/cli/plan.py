@@ -9,6 +9,7 @@ import typer
 
 from pgmoe.cli.options import Device, Json, Model
 from pgmoe.errors import ConfigError
+from pgmoe.picture import check_picture
 from pgmoe.units import parse_rate
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def plan(
     from pgmoe.engine.assembly import resolve_device
     from pgmoe.models.loader import read_plan
 
+    if plot is not None:
+        check_picture(plot)
     found, on = read_plan(model), resolve_device(device)
     hits = _hit_rates(found, trace)
     memories = _memories(found, on, device_memory)

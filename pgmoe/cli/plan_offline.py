@@ -11,6 +11,10 @@ from pgmoe.errors import ConfigError, UnsupportedModel
 from pgmoe.models.loader import ModelPlan
 
 PROMPT_TOKENS, ANSWER_TOKENS = 512, 128
+LEAST_LAYERS = 3
+"""The form streams weights through two layers' room."""
+MOST = 1e18
+"""Beyond any machine's figures."""
 
 
 def offline_text(found: ModelPlan, machine_file: Path) -> str:
@@ -37,23 +41,27 @@ def _machine(path: Path) -> HrmMachine:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
     numbers = isinstance(content, dict) and all(
-        isinstance(v, int | float) and v > 0 for v in content.values()
+        isinstance(v, int | float) and not isinstance(v, bool) and 0 < v < MOST for v in content.values()
     )
     if not numbers or sorted(content) != names:
-        raise ConfigError(f"{path}: give a JSON object of positive numbers named {', '.join(names)}")
+        raise ConfigError(
+            f"{path}: give a JSON object of numbers above 0 and below {MOST:g} named {', '.join(names)}"
+        )
     return HrmMachine(**content)
 
 
 def _model(found: ModelPlan) -> HrmModel:
     config = found.config.get_text_config(decoder=True)
     layer = found.layers[0]
-    if found.config.is_encoder_decoder or len(found.layers) != config.num_hidden_layers:
+    num_layers = config.num_hidden_layers
+    if found.config.is_encoder_decoder or len(found.layers) != num_layers or num_layers < LEAST_LAYERS:
         raise UnsupportedModel(
-            f"{found.checkpoint.folder}: --offline is about decoders with experts in every layer"
+            f"{found.checkpoint.folder}: --offline is about decoders of {LEAST_LAYERS} layers or more, with "
+            "experts in every one"
         )
     (down,) = (r.shape for r in layer.layout.regions if r.name == "down")
     return HrmModel(
-        num_layers=config.num_hidden_layers,
+        num_layers=num_layers,
         width=config.hidden_size,
         expert_width=down[0] * down[1] // config.hidden_size,
         num_heads=config.num_attention_heads,

@@ -7,19 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgmoe.engine.roofline import Prediction, TokenCost
-from pgmoe.errors import ConfigError
+from pgmoe.picture import new_figure, save_picture
 
 if TYPE_CHECKING:
     from pgmoe.cli.plan_report import Row
 
 
 def draw(title: str, rows: Sequence[Row], line: Sequence[Prediction], cost: TokenCost, path: Path) -> None:
-    """Draw tokens/s over the share of experts on the device. Raises ConfigError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("plots need matplotlib; pip install 'pgmoe[bench]'") from None
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    """Draw tokens/s over the share of experts on the device. Raises ConfigError as pictures do."""
+    figure = new_figure(7, 4.2)
     axes = figure.subplots()
     axes.plot(
         [100 * p.num_slots / cost.num_experts for p in line],
@@ -47,4 +43,4 @@ def draw(title: str, rows: Sequence[Row], line: Sequence[Prediction], cost: Toke
     axes.set_xlim(0, 105)
     axes.set_title(title, fontsize=10)
     axes.legend(loc="lower right", fontsize=8)
-    figure.savefig(path, dpi=120)
+    save_picture(figure, path, 120)

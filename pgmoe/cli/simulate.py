@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pgmoe.cli.options import Json
+from pgmoe.picture import check_picture
 from pgmoe.units import format_bytes, parse_rate
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def simulate(
     from pgmoe.simulation.report import simulate as run
     from pgmoe.trace import Trace
 
+    if plot is not None:
+        check_picture(plot)
     result = run(
         Trace.load(trace),
         policy or sorted(POLICIES),

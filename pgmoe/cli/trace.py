@@ -13,6 +13,7 @@ from pgmoe.cli.console import bytes_bar, steps_bar
 from pgmoe.cli.generate import as_prompt
 from pgmoe.cli.options import Device, DeviceMemory, HostMemory, Model
 from pgmoe.errors import ConfigError
+from pgmoe.new_file import check_new_file
 
 if TYPE_CHECKING:
     from pgmoe.engine.llm import LLM
@@ -43,6 +44,7 @@ def trace(
     from pgmoe.gating.recording import RecordingGating
     from pgmoe.request import SamplingParams
 
+    check_new_file(out)
     texts = read_prompts(prompts)
     recorders: list[RecordingGating] = []
 

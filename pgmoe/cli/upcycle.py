@@ -21,7 +21,7 @@ def upcycle(
         Literal["auto", "float32", "bfloat16", "float16"],
         typer.Option(help="Type of the weights; auto keeps the stored one (bfloat16 for GGUF)."),
     ] = "auto",
-    seed: Annotated[int, typer.Option(help="Decides the new routers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Decides the new routers.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Turn a dense Llama-type model into a Mixtral-type MoE that computes the same function.

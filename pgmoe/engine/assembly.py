@@ -19,7 +19,7 @@ from pgmoe.engine.tiers import Progress, TierBuilder
 from pgmoe.errors import ConfigError
 from pgmoe.experts.cache import ExpertCache
 from pgmoe.experts.compute import PooledExperts
-from pgmoe.experts.limiter import PrefetchLimiter
+from pgmoe.experts.limiter import LimiterRules, PrefetchLimiter
 from pgmoe.experts.policies import make_policy
 from pgmoe.experts.pool import ExpertPool
 from pgmoe.experts.prefetcher import Prefetcher
@@ -94,7 +94,9 @@ def assemble(
         if wrap_gating is not None:
             gating = wrap_gating(gating)
         weight_bytes = max(layer.layout.weight_bytes for layer in loaded.layers)
-        limiter, trust = PrefetchLimiter(bandwidth), GuessTrust()
+        # An accelerator waits for copies by itself, unseen: stalls do not say there what guesses may gain.
+        rules = LimiterRules(least_stall_share=0.0) if accelerator else LimiterRules()
+        limiter, trust = PrefetchLimiter(bandwidth, rules), GuessTrust()
         prefetcher = Prefetcher(gating, pool, limiter, trust, weight_bytes, stats)
         loaded.plug(lambda index, layer: PooledExperts(index, layer, pool, prefetcher))
         on_failure.pop_all()

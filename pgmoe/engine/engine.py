@@ -246,6 +246,7 @@ class Engine:
         return outputs
 
     def _end(self, sequence: Sequence, reason: str) -> None:
+        sequence.release()  # whoever asked for the answer may hold the sequence for long
         with self._lock:
             del self._sequences[sequence.request_id]
             self._scheduler.remove(sequence.request_id)

@@ -39,6 +39,10 @@ class Sequence:
     expert_bytes: int = 0
     stall_s: float = 0.0
 
+    def release(self) -> None:
+        """Give back what it holds of the device's memory."""
+        self.kv_cache = self.encoder_outputs = None
+
     @property
     def usage(self) -> Usage:
         """What it cost so far."""

@@ -17,14 +17,14 @@ from pgmoe.experts.links.bandwidth import measure_copies, measure_reads, targets
 from pgmoe.experts.links.base import Link
 from pgmoe.experts.links.copiers import COPIES_AHEAD, RamCopier, StreamCopier
 from pgmoe.experts.links.emulated import EMULATED, EmulatedLink
-from pgmoe.experts.links.tiered import DISK_TO_DEVICE, DISK_TO_HOST, HOST_TO_DEVICE, TieredLink
+from pgmoe.experts.links.tiered import TieredLink
 from pgmoe.experts.placement import every_expert, spread_evenly
 from pgmoe.experts.policies import make_policy
 from pgmoe.experts.slots import SlotArena
 from pgmoe.experts.stores.base import ExpertStore
 from pgmoe.experts.stores.opening import open_disk_store
 from pgmoe.layout import ExpertId, ExpertLayer
-from pgmoe.metrics.stats import ExpertStats
+from pgmoe.metrics.stats import DISK_TO_DEVICE, DISK_TO_HOST, HOST_TO_DEVICE, ExpertStats
 from pgmoe.units import parse_rate
 
 Progress = Callable[[int, int], None]

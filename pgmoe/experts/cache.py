@@ -98,6 +98,13 @@ class ExpertCache:
         self._in_flight.remove(expert)
         self._free.append(self._slot_of.pop(expert))
 
+    def drop(self, expert: ExpertId) -> None:
+        """Give up a ready expert that nobody pins."""
+        assert self.state(expert) is SlotState.READY, expert
+        assert expert not in self._pins, expert
+        self._policy.remove(expert)
+        self._free.append(self._slot_of.pop(expert))
+
     def check_integrity(self) -> None:
         """Assert that every slot is free or held by exactly one expert; for tests."""
         slots = [*self._free, *self._slot_of.values()]

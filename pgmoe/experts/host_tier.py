@@ -82,6 +82,11 @@ class HostTier:
         else:
             self._cache.abandon(expert)
 
+    def forget(self, expert: ExpertId) -> None:
+        """Give up its copy, if one lies here that no transfer uses."""
+        if expert in self and expert not in self._cache.busy:
+            self._cache.drop(expert)
+
     def fill(
         self,
         experts: Sequence[ExpertId],

@@ -40,13 +40,13 @@ class Lease:
             self._order()
 
     def settle(self) -> None:
-        """Drop or await what is still under way for this layer, and unpin everything."""
-        self._awaited = {expert for expert in self._awaited if not self._pool.cancel(expert)}
-        while self._awaited:
-            self._awaited.discard(self._pool.wait(self._layer).transfer.expert)
+        """Unpin everything, and drop or await what is still under way for this layer."""
         self._take_back()
         while self._ready:
             self._pool.unpin(self._ready.popleft())
+        self._awaited = {expert for expert in self._awaited if not self._pool.cancel(expert)}
+        while self._awaited:
+            self._awaited.discard(self._pool.wait(self._layer).transfer.expert)
 
     def _take_back(self) -> None:
         while self._lent:

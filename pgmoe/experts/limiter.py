@@ -20,7 +20,7 @@ class LimiterRules:
     """Guesses rest while compute waits for less of its time than this: there is less to gain than asking
     ahead costs. Without it they lost up to a seventh (prefetch-small-moe-2026-11-27-7889c28.json)."""
     num_stalls: int = 256
-    """So many layers are looked at for that."""
+    """So many layers of passes of one token are looked at for that."""
 
     def __post_init__(self) -> None:
         assert min(self.num_windows, self.num_stalls) >= 1, self
@@ -50,9 +50,15 @@ class PrefetchLimiter:
         """What the link carries during one layer's compute."""
         return int(self._bandwidth * self.window_s)
 
-    def observe_layer(self, seconds: float, stall_s: float) -> None:
-        """A layer took so long from its start to the next one's; compute waited for `stall_s` of it."""
+    def observe_layer(self, seconds: float, stall_s: float, *, lone: bool = True) -> None:
+        """A layer took so long from its start to the next one's; compute waited for `stall_s` of it.
+
+        `lone`: in a pass of one token. Only these say whether waiting is worth guesses; a prompt may take as
+        long as hundreds of them.
+        """
         self._windows.append(max(0.0, seconds - stall_s))
+        if not lone:
+            return
         if len(self._layers) == self._rules.num_stalls:
             old_seconds, old_stall_s = self._layers.popleft()
             self._seconds -= old_seconds

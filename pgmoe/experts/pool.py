@@ -31,6 +31,8 @@ class LentExpert:
 
     index: int
     weights: Weights
+    copied: torch.Event | None = None
+    """On an accelerator: the copy into its slot, which is to be waited for on the device."""
 
 
 class ExpertPool:
@@ -151,6 +153,8 @@ class ExpertPool:
             self.cancel(expert)
         by_state: dict[SlotState, list[ExpertId]] = {state: [] for state in SlotState}
         for expert in experts:
+            if self._store.is_corrupt(expert):
+                self._forget(expert)
             by_state[self._cache.state(expert)].append(expert)
         ready, coming, missing = (
             by_state[SlotState.READY],
@@ -191,8 +195,12 @@ class ExpertPool:
         return arrival
 
     def lend(self, expert: ExpertId) -> LentExpert:
-        """A pinned expert's weights."""
-        return self._lendable[expert]
+        """A pinned expert's weights. The device waits for their copy, and for no other."""
+        lent = self._lendable[expert]
+        if lent.copied is not None:
+            device = self._arena.device
+            torch.get_device_module(device).current_stream(device).wait_event(lent.copied)
+        return lent
 
     def pin(self, expert: ExpertId) -> None:
         """Keep it in its slot; a use."""
@@ -239,6 +247,15 @@ class ExpertPool:
             self._stats.evictions[evicted.layer] += 1
         return slot
 
+    def _forget(self, expert: ExpertId) -> None:
+        """Its bytes have turned out to be wrong: no copy stays that would be used again."""
+        if self._cache.state(expert) is SlotState.READY:
+            self._cache.drop(expert)
+            del self._lendable[expert]
+            self._unproven.discard(expert)
+        if self._host is not None:
+            self._host.forget(expert)
+
     def _drop_a_guess(self) -> bool:
         """Give up the last ordered guess of which nothing has moved yet, if there is one."""
         guesses = [e for e, t in self._under_way.items() if t.urgency is not Urgency.DEMAND]
@@ -251,12 +268,10 @@ class ExpertPool:
             self._end(arrival.transfer, arrived=arrival.error is None, in_host=arrival.in_host)
             if arrival.error is not None:
                 continue
-            if arrival.event is not None:
-                device = arrival.blob.device
-                torch.get_device_module(device).current_stream(device).wait_event(arrival.event)
             layer = self._layers[expert.layer]
             stored = layer.layout.views(arrival.blob, self._store.starts(expert))
-            self._lendable[expert] = LentExpert(expert.expert, self._expander.weights(layer, stored))
+            weights = self._expander.weights(layer, stored)
+            self._lendable[expert] = LentExpert(expert.expert, weights, arrival.event)
 
     def _end(self, transfer: Transfer, *, arrived: bool, in_host: bool) -> None:
         """A transfer is over or dropped: the books of both tiers."""

@@ -41,16 +41,19 @@ class Prefetcher:
         self._trust = trust
         self._weight_bytes = weight_bytes
         self._stats = stats
-        self._layer_began: tuple[float, float] | None = None  # with the stall so far
+        self._began: tuple[int, float, float] | None = None
+        """The layer under way, when it began, and the stall until then."""
         self._resting = False
         self._attentive = True
         self._guessed: dict[int, list[tuple[int, int]]] = {}
         """By layer: (grade, expert) of what was guessed and missing then."""
-        stats.prefetch_on = True
+        stats.prefetch_on = gating.predicts
 
     def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:
         """A layer begins with this expert input (N, D): see Gating.look_ahead. None where that is idle."""
-        self._observe()
+        if not self._gating.predicts:
+            return None
+        self._observe(layer, lone=len(hidden) == 1)
         limited, guessing = self._gating.limited, self._trust.on
         self._resting = limited and self._limiter.resting
         self._stats.prefetch_on = not limited or (guessing and not self._resting)
@@ -59,6 +62,8 @@ class Prefetcher:
 
     def follow(self, routing: Routing, selected: Collection[int]) -> None:
         """This layer's experts are known and ordered: order what comes next, as far as that is allowed."""
+        if not self._gating.predicts:
+            return
         guessed, lone = self._guessed.pop(routing.layer, ()), len(routing.ids) == 1
         for grade, expert in guessed if lone else ():
             self._trust.score(grade, expert in selected)
@@ -93,10 +98,10 @@ class Prefetcher:
         if experts:
             self._pool.prefetch(prediction.layer, experts, exact=prediction.exact, max_bytes=limit)
 
-    def _observe(self) -> None:
-        """Tell the limiter how long the last layer took."""
+    def _observe(self, layer: int, *, lone: bool) -> None:
+        """Tell the limiter how long the layer before took; nothing between two passes, where requests end."""
         now, stall_s = time.perf_counter(), self._stats.stall_s
-        if self._layer_began is not None:
-            began, stall_then = self._layer_began
-            self._limiter.observe_layer(now - began, stall_s - stall_then)
-        self._layer_began = (now, stall_s)
+        if self._began is not None and layer > self._began[0]:
+            _, began, stall_then = self._began
+            self._limiter.observe_layer(now - began, stall_s - stall_then, lone=lone)
+        self._began = (layer, now, stall_s)

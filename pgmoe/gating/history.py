@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class _Track:
     """Newest first."""
     follower: str
     """The sequence that ran after it the last time."""
+
+    def cut(self) -> None:
+        """Keep the last token's rows alone, which is all that a later pass follows: a prompt has many."""
+        for index, seen in enumerate(self.seen):
+            self.seen[index] = replace(seen, rows=seen.rows[-1:])
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Histories:
             before.follower = sequence
             if before.seen:
                 self._last_layers.add(before.seen[0].layer)
+                before.cut()
         self._step += 1
         self._running = sequence
         if sequence not in self._tracks:

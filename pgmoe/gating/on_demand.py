@@ -12,6 +12,7 @@ from pgmoe.routing import Prediction, Routing
 class OnDemand:
     """Predicts nothing."""
 
+    predicts = False
     limited = True
 
     def begin(self, sequence: str) -> None:

@@ -22,6 +22,7 @@ class Oracle:
     runs departs from the recording it says so in the log, and predicts no more.
     """
 
+    predicts = True
     limited = False
 
     def __init__(self, trace: Trace) -> None:

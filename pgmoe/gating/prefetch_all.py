@@ -15,6 +15,7 @@ from pgmoe.routing import Prediction, Routing
 class PrefetchAll:
     """Predicts all experts of whichever layer followed this one the last time."""
 
+    predicts = True
     limited = False
 
     def __init__(self, experts_per_layer: Sequence[int]) -> None:

@@ -18,6 +18,7 @@ class RecordingGating:
     Nothing is fetched on a guess meanwhile. So no guess can fail to pay, and the look-ahead never pauses.
     """
 
+    predicts = True
     limited = False
 
     def __init__(self, inner: Gating) -> None:

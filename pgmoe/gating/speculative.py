@@ -21,6 +21,7 @@ class Speculative:
     Those are the first layers of an encoder, a decoder and the next step.
     """
 
+    predicts = True
     limited = True
 
     def __init__(

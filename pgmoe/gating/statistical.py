@@ -25,6 +25,7 @@ class Statistical:
     ones. Counts never fade.
     """
 
+    predicts = True
     limited = True
 
     def __init__(

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 
+DISK_TO_DEVICE, DISK_TO_HOST, HOST_TO_DEVICE = "disk_to_device", "disk_to_host", "host_to_device"
+"""Names of links."""
+
 
 @dataclass
 class LinkStats:
@@ -67,8 +70,8 @@ class ExpertStats:
 
     @property
     def num_bytes(self) -> int:
-        """Over all links."""
-        return sum(self.transfer_bytes.values())
+        """Moved into slots: over every link but that from disk to host memory."""
+        return sum(num_bytes for link, num_bytes in self.transfer_bytes.items() if link != DISK_TO_HOST)
 
     @property
     def stall_s(self) -> float:

@@ -124,11 +124,15 @@ def resolve_folder(model: str, *, weights: bool = True) -> Path:
     Without `weights` only the small files come from the hub: configuration, tokenizer, chat template. Raises
     CheckpointError.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(model).expanduser()
+        found = path.is_dir()
+    except (OSError, RuntimeError) as error:  # a folder that may not be looked into, a home that nobody has
+        raise CheckpointError(f"{model}: {error}") from error
+    if found:
         return path
     if path.is_absolute() or model.startswith(("~", ".")) or model.count("/") != 1:
-        raise CheckpointError(f"{model}: no such folder")
+        raise CheckpointError(f"{model}: no such folder; name a checkpoint's, or a hub id such as owner/name")
     try:
         wanted = [*SMALL_FILES, *(_HUB_WEIGHTS if weights else ())]
         return Path(snapshot_download(model, allow_patterns=wanted))

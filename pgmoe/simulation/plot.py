@@ -6,17 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pgmoe.errors import ConfigError
+from pgmoe.picture import new_figure, save_picture
 from pgmoe.simulation.report import BELADY, Simulation
 
 
 def plot(simulation: Simulation, path: Path) -> None:
-    """Draw misses and seconds to a PNG. Raises ConfigError without matplotlib, or if it cannot be written."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("plots need matplotlib; pip install 'pgmoe[bench]'") from None
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    """Draw misses and seconds to a PNG. Raises ConfigError as pictures do."""
+    figure = new_figure(7, 4.5)
     axes = figure.subplots()
     lines = sorted({(o.policy, o.pools) for o in simulation.outcomes})
     for policy, pools in lines:
@@ -39,10 +35,7 @@ def plot(simulation: Simulation, path: Path) -> None:
     axes.legend(fontsize=8, frameon=False)
     axes.spines["top"].set_visible(False)
     axes.set_title(f"{simulation.model}: {simulation.num_steps} forward passes", fontsize=10)
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot write the plot {path}: {error}") from error
+    save_picture(figure, path, 110)
 
 
 def _times(factor: float) -> Callable[[Any], Any]:

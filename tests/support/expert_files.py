@@ -194,6 +194,9 @@ class GatedStore:
     def verify(self, expert: ExpertId, slot: Tensor) -> None:
         self.store.verify(expert, slot)
 
+    def is_corrupt(self, expert: ExpertId) -> bool:
+        return self.store.is_corrupt(expert)
+
     def close(self) -> None:
         pass
 

@@ -122,8 +122,9 @@ class TransferQueue:
         with self._changed:
             del self._states[transfer]
             self._num_running -= 1
-            if not self._num_running:
-                self._stats.busy_s += time.perf_counter() - self._busy_since
+            now = time.perf_counter()
+            self._stats.busy_s += now - self._busy_since
+            self._busy_since = now
             if num_bytes:
                 self._stats.num_bytes[transfer.reason] += num_bytes
                 self._stats.transfer_s.append(seconds)

@@ -8,9 +8,7 @@ from pgmoe.experts.links.base import Arrival, Transfer, Urgency
 from pgmoe.experts.links.copiers import Copier
 from pgmoe.experts.links.queue import TransferQueue
 from pgmoe.experts.stores.base import ExpertStore
-from pgmoe.metrics.stats import ExpertStats
-
-DISK_TO_DEVICE, DISK_TO_HOST, HOST_TO_DEVICE = "disk_to_device", "disk_to_host", "host_to_device"
+from pgmoe.metrics.stats import DISK_TO_DEVICE, DISK_TO_HOST, HOST_TO_DEVICE, ExpertStats
 
 
 class TieredLink:

@@ -30,6 +30,10 @@ class ExpertStore(Protocol):
         """
         ...
 
+    def is_corrupt(self, expert: ExpertId) -> bool:
+        """Whether what is stored is known to be wrong: then copies of it are, too, and `read` raises."""
+        ...
+
     def close(self) -> None:
         """Give back files and memory. Nothing is read after it."""
         ...

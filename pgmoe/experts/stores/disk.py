@@ -66,6 +66,10 @@ class DiskStore:
     def verify(self, expert: ExpertId, slot: Tensor) -> None:
         """Nothing is known of what it should be."""
 
+    def is_corrupt(self, expert: ExpertId) -> bool:
+        """Never known."""
+        return False
+
     def close(self) -> None:
         """Close all files."""
         self._files.close()

@@ -72,6 +72,10 @@ class PackStore:
             if not self._check.compare(expert, zlib.crc32(slot.numpy().data[:nbytes])):
                 raise ExpertReadError(self._check.corrupt[expert])
 
+    def is_corrupt(self, expert: ExpertId) -> bool:
+        """Whether the comparison has found it so."""
+        return expert in self._check.corrupt
+
     def close(self) -> None:
         """End the check and close all files."""
         self._check.stop()

@@ -69,5 +69,5 @@ def test_a_plot_without_matplotlib_says_what_to_install(
 
 
 def test_a_plot_that_cannot_be_written_is_named(trace: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot write the plot"):
+    with pytest.raises(ConfigError, match="there is no folder"):
         run(str(trace), "--plot", str(tmp_path / "nowhere" / "p.png"))

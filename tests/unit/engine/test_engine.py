@@ -332,3 +332,13 @@ def test_a_length_that_memory_limits_is_told_as_such(tmp_path: Path) -> None:
     add(engine, "a", SamplingParams(max_tokens=296, temperature=0, ignore_eos=True))
     assert len(whole(run(engine)["a"]).token_ids) == 296
     engine.close()
+
+
+def test_an_ended_request_holds_no_kv_cache_whoever_still_holds_the_request(engine: Engine) -> None:
+    sequence = engine.accept(Request(request_id="held", params=SHORT, prompt_token_ids=PROMPT))
+    engine.add(sequence)
+    engine.step()
+    assert sequence.kv_cache is not None
+    while engine.has_work:
+        engine.step()
+    assert sequence.kv_cache is None

@@ -55,3 +55,12 @@ def test_it_rests_while_compute_hardly_waits_and_not_before_it_has_seen_enough()
     for _ in range(8):
         limiter.observe_layer(1.0, 0.0625)
     assert limiter.resting
+
+
+def test_a_prompt_says_nothing_of_whether_single_tokens_wait() -> None:
+    limiter = PrefetchLimiter(1e9, LimiterRules(least_stall_share=0.1, num_stalls=8))
+    for _ in range(8):
+        limiter.observe_layer(1.0, 0.25)
+    for _ in range(8):
+        limiter.observe_layer(100.0, 0.0, lone=False)
+    assert not limiter.resting

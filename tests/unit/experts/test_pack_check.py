@@ -13,7 +13,7 @@ from pgmoe.experts.stores.pack import PackStore
 from pgmoe.layout import ExpertId, ExpertLayer
 from pgmoe.memory import page_aligned
 from tests.support.damage import flip_bit
-from tests.support.expert_files import write_packed_layers
+from tests.support.expert_files import PoolParts, write_packed_layers
 
 CORRUPT = ExpertId(1, 2)
 
@@ -109,4 +109,28 @@ def test_the_check_gives_way_to_everything_else(
     store.check.wait()
     assert set(seen) == {19}
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
+    store.close()
+
+
+@pytest.mark.parametrize("num_host_blobs", [0, 12])
+def test_a_copy_made_before_its_blob_was_found_corrupt_is_not_used_again(
+    packed: tuple[ExpertLayer, ...], num_host_blobs: int
+) -> None:
+    blob = packed[CORRUPT.layer].blobs[CORRUPT.expert]
+    flip_bit(Path(blob.path), blob.offset + 100)
+    store = PackStore(packed)
+    parts = PoolParts(packed, store, 12, num_host_blobs=num_host_blobs)
+    with parts.pool.lease(CORRUPT.layer, [CORRUPT.expert, 3]) as lent:
+        assert sum(len(batch) for batch in lent) == 2
+    store.check.start()
+    store.check.wait()
+    with (
+        pytest.raises(ExpertReadError, match="corrupt"),
+        parts.pool.lease(CORRUPT.layer, [CORRUPT.expert, 3]) as lent,
+    ):
+        for _ in lent:
+            pass
+    with parts.pool.lease(CORRUPT.layer, [3]) as lent:
+        assert sum(len(batch) for batch in lent) == 1
+    parts.pool.check_integrity()
     store.close()

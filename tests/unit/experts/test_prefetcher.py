@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ class Scripted:
     """Says what it is told to say next."""
 
     def __init__(self, *, limited: bool = True) -> None:
+        self.predicts = True
         self.limited = limited
         self.says: Sequence[Prediction] = ()
         self.asked = 0
@@ -228,3 +230,28 @@ def test_a_prompts_guesses_are_fetched_whatever_their_place(layers: Layers, stor
         rig.limiter.observe_layer(100.0 * rig.size, 0.0)
     rig.prompt(0, [0, 1, 2], guess(1, 3, 4, 5))
     assert rig.coming() == {ExpertId(1, 3), ExpertId(1, 4), ExpertId(1, 5)}
+
+
+def test_the_time_between_two_passes_is_no_computing(
+    layers: Layers, store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that had nothing to do for a while has not computed all that time without waiting."""
+    rig = Rig(layers, store, 12)
+    now = FakeClock()
+    monkeypatch.setattr("pgmoe.experts.prefetcher.time.perf_counter", lambda: now.time)
+    for _ in range(LimiterRules().num_stalls):
+        rig.layer(0, [0])
+        now.time += 1.0
+        rig.stats.layer_stall_s[0] += 0.5
+        rig.layer(1, [0])
+        now.time += 1000.0
+    assert rig.limiter.window_s == 0.5
+    assert not rig.limiter.resting
+
+
+def test_a_gating_that_predicts_nothing_is_asked_nothing(layers: Layers, store: DiskStore) -> None:
+    rig = Rig(layers, store, 12)
+    rig.gating.predicts = False
+    assert rig.layer(0, [0], guess(1, 0)) is None
+    assert (rig.gating.asked, rig.gating.looked_ahead) == (0, 0)
+    assert rig.coming() == set()

@@ -123,6 +123,7 @@ def test_all_experts_of_the_layer_that_followed_last_time_are_prefetched() -> No
 class PreGated:
     """Layer i's input decides layer i + 1's experts: the whole of it, as the Protocol stands."""
 
+    predicts = True
     limited = False
 
     def __init__(self, gates: Sequence[Tensor], top_k: int) -> None:

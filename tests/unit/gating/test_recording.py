@@ -13,6 +13,7 @@ from pgmoe.trace import TracedLayer, TracedStep
 class Ahead:
     """Looks ahead, and guesses too."""
 
+    predicts = True
     limited = True
 
     def __init__(self) -> None:

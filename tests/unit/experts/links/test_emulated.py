@@ -40,6 +40,9 @@ def source() -> HostTier:
 
         def verify(self, expert: ExpertId, slot: torch.Tensor) -> None: ...
 
+        def is_corrupt(self, expert: ExpertId) -> bool:
+            return False
+
         def starts(self, expert: ExpertId) -> dict[str, int]:
             return {}
 

@@ -18,7 +18,7 @@ from pgmoe.errors import ExpertReadError
 from pgmoe.experts.host_tier import HostTier
 from pgmoe.experts.links.base import Arrival, Transfer, Urgency
 from pgmoe.experts.links.copiers import Copier, RamCopier, StreamCopier
-from pgmoe.experts.links.tiered import DISK_TO_DEVICE, DISK_TO_HOST, HOST_TO_DEVICE, TieredLink
+from pgmoe.experts.links.tiered import TieredLink
 from pgmoe.experts.placement import every_expert
 from pgmoe.experts.policies import make_policy
 from pgmoe.experts.slots import SlotArena
@@ -26,7 +26,7 @@ from pgmoe.experts.stores.base import ExpertStore
 from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.layout import ExpertId, ExpertLayer
 from pgmoe.memory import page_aligned
-from pgmoe.metrics.stats import ExpertStats
+from pgmoe.metrics.stats import DISK_TO_DEVICE, DISK_TO_HOST, HOST_TO_DEVICE, ExpertStats
 from tests.support.damage import Original
 from tests.support.expert_files import GatedStore, file_bytes, tensor_bytes
 from tests.support.transfers import PATIENCE_S
