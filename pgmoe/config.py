@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from pgmoe.errors import ConfigError
 
@@ -58,7 +59,8 @@ class EngineConfig(BaseModel):
     """Eviction policy of the expert slots: `prospect`, `lru`, `lfu` or `lifo`."""
 
     gating: str = "speculative"
-    """How coming experts are known before they are asked for, by name; it never changes an answer."""
+    """How coming experts are known before they are asked for; it never changes an answer. `speculative` and
+    `statistical` guess, `on_demand` waits, `prefetch_all` fetches all, `oracle` replays `gating_trace`."""
 
     gating_trace: str | None = None
     """File of a recorded routing, for the gating `oracle`, which replays it."""
@@ -98,7 +100,7 @@ class EngineConfig(BaseModel):
             return cls.model_validate(options)
         except ValidationError as error:
             faults = "; ".join(
-                f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()
+                f"{'.'.join(map(str, e['loc']))}: {_message(e)} (got {e['input']!r})" for e in error.errors()
             )
             raise ConfigError(f"engine options: {faults}") from None
 
@@ -106,3 +108,9 @@ class EngineConfig(BaseModel):
     def name(self) -> str:
         """The name that clients use for this model."""
         return self.served_model_name or self.model.rstrip("/").rpartition("/")[2]
+
+
+def _message(fault: ErrorDetails) -> str:
+    if fault["type"] == "extra_forbidden":
+        return f"there is no such option; there are {', '.join(EngineConfig.model_fields)}"
+    return fault["msg"]

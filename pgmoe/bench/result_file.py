@@ -10,6 +10,8 @@ from pgmoe.bench.curve_plot import plot_curve
 from pgmoe.bench.curve_report import render_curve
 from pgmoe.bench.curve_result import CurveResult
 from pgmoe.bench.plot import plot
+from pgmoe.bench.policies import PolicyResult
+from pgmoe.bench.policies import render as render_policies
 from pgmoe.bench.profile_plot import plot_profile
 from pgmoe.bench.profile_report import render_profile
 from pgmoe.bench.profile_result import ProfileResult
@@ -20,7 +22,7 @@ from pgmoe.bench.report import render
 from pgmoe.bench.result import Result
 from pgmoe.errors import ConfigError
 
-AnyResult = Result | CurveResult | ReadsResult | ProfileResult
+AnyResult = Result | CurveResult | ReadsResult | ProfileResult | PolicyResult
 # What sets them apart are the fields that each must have.
 _ADAPTER: TypeAdapter[AnyResult] = TypeAdapter(AnyResult)
 
@@ -41,13 +43,17 @@ def render_result(result: AnyResult) -> str:
     """As Markdown."""
     if isinstance(result, CurveResult):
         return render_curve(result)
+    if isinstance(result, PolicyResult):
+        return render_policies(result)
     if isinstance(result, ProfileResult):
         return render_profile(result)
     return render_reads(result) if isinstance(result, ReadsResult) else render(result)
 
 
 def draw_result(result: AnyResult, path: Path) -> None:
-    """As a PNG. Raises ConfigError without matplotlib."""
+    """As a PNG. Raises ConfigError as pictures do, and for a comparison of policies, which has none."""
+    if isinstance(result, PolicyResult):
+        raise ConfigError("a comparison of policies has no picture; `pgmoe simulate --plot` draws a trace's")
     if isinstance(result, CurveResult):
         plot_curve(result, path)
     elif isinstance(result, ProfileResult):

@@ -45,7 +45,8 @@ class Worker:
     def measure(self, job: Job) -> Measured:
         """Do a job and wait for it; the first one warms up. Raises PgmoeError if it fails."""
         limit = self.arm.most_tokens
-        self._connection.send(job if limit is None else job.first(limit))
+        with suppress(BrokenPipeError, ConnectionResetError):  # it is gone, and how is for _receive to say
+            self._connection.send(job if limit is None else job.first(limit))
         answer = self._receive()
         assert isinstance(answer, Measured)
         return answer

@@ -16,6 +16,7 @@ from pgmoe.errors import ConfigError
 if TYPE_CHECKING:
     from pgmoe.bench.curve import Curve
 
+PEER_TOKENS = 9
 SHARES = [100.0, 75.0, 50.0, 25.0, 10.0]
 
 Share = Annotated[
@@ -53,7 +54,9 @@ def curve(
     peers: Annotated[bool, typer.Option(help="Measure llama.cpp and accelerate, too.")] = True,
     accelerate: Annotated[bool, typer.Option(help="Without it, llama.cpp is the only peer.")] = True,
     limits: Annotated[bool, typer.Option(help="Give every process a memory limit (needs root).")] = True,
-    peer_tokens: Annotated[int, typer.Option(min=9, help="Of llama.cpp, where not all is resident.")] = 9,
+    peer_tokens: Annotated[
+        int, typer.Option(min=9, help="Of llama.cpp, where not all is resident.")
+    ] = PEER_TOKENS,
     peer_threads: Annotated[int | None, typer.Option(min=1, help="Of llama.cpp there.")] = None,
     rounds: Lines = 3,
     tokens: OurTokens = 48,
@@ -72,6 +75,7 @@ def curve(
     if peers and emulate is None:
         made = replace(
             made,
+            name=made.name + _peers_suffix(peer_tokens, peer_threads),
             lines=(*made.lines, *peer_lines(_gguf(folder), peer_tokens, peer_threads, accelerate=accelerate)),
             resident=(*made.resident, "llama.cpp"),
         )
@@ -144,6 +148,12 @@ def _curve(
         link_bytes_per_s=None if emulate is None else parse_rate(emulate),
         trace=trace if ORACLE in gatings else None,
     )
+
+
+def _peers_suffix(num_tokens: int, num_threads: int | None) -> str:
+    """For the result's name: what is not as usual with llama.cpp."""
+    tokens = "" if num_tokens == PEER_TOKENS else f"-{num_tokens}-peer-tokens"
+    return tokens if num_threads is None else f"{tokens}-{num_threads}-peer-threads"
 
 
 def _by_limit(made: Curve, folder: Path, limits: list[float]) -> Curve:

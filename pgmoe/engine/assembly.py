@@ -19,6 +19,7 @@ from pgmoe.engine.tiers import Progress, TierBuilder
 from pgmoe.errors import ConfigError
 from pgmoe.experts.cache import ExpertCache
 from pgmoe.experts.compute import PooledExperts
+from pgmoe.experts.expander import expanded_bytes
 from pgmoe.experts.limiter import LimiterRules, PrefetchLimiter
 from pgmoe.experts.policies import make_policy
 from pgmoe.experts.pool import ExpertPool
@@ -77,6 +78,8 @@ def assemble(
     memory = plan_memory(config.device_memory, config.kv_memory, shape, measure_needs(plan, config, device))
     _logger.info("device memory of %s:\n%s", config.name, memory.text())
     accelerator = device.type != "cpu"
+    if not accelerator:
+        memory.check_room(free_ram())
     room = free_ram() if accelerator else max(0, free_ram() - memory.total_bytes)
     num_in_host = plan_host_experts(config.host_memory, shape, accelerator=accelerator, free_ram=room)
     if memory.budget_bytes is not None and not accelerator:
@@ -119,7 +122,13 @@ def _open_pool(
     policy = make_policy(config.policy, [layer.num_experts for layer in layers])
     tiers = TierBuilder(config, layers, device, stats, progress).build(arena, num_in_host)
     cache = ExpertCache(memory.num_slots, policy)
-    return ExpertPool(layers, tiers.store, arena, cache, tiers.link, stats, tiers.host), tiers.bandwidth
+    with ExitStack() as on_failure:
+        on_failure.callback(tiers.store.close)
+        on_failure.callback(tiers.link.close)
+        with allocating("expanded experts", expanded_bytes(layers), device, way_out):
+            pool = ExpertPool(layers, tiers.store, arena, cache, tiers.link, stats, tiers.host)
+        on_failure.pop_all()
+    return pool, tiers.bandwidth
 
 
 def parse_device(name: str) -> torch.device:

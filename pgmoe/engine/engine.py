@@ -151,6 +151,9 @@ class Engine:
             except Exception as error:  # whatever happened, its client must hear of it and the others go on
                 self._end(sequence, "error")
                 outputs.append(StepOutput(sequence.request_id, error=_report(sequence.request_id, error)))
+            except BaseException:  # ours is not to stop it; what this step did is done in part
+                sequence.broken = True
+                raise
             else:
                 if piece is not None:
                     outputs.append(StepOutput(sequence.request_id, piece))
@@ -229,7 +232,7 @@ class Engine:
         self.stats.generation_tokens += 1
 
     def _sweep(self) -> list[StepOutput]:
-        """End what was aborted or is out of time."""
+        """End what was aborted, broken, or is out of time."""
         outputs = []
         now = time.perf_counter()
         with self._lock:
@@ -237,6 +240,10 @@ class Engine:
         for sequence in sequences:
             if sequence.aborted:
                 self._end(sequence, "cancelled")
+            elif sequence.broken:
+                self._end(sequence, "error")
+                error = GenerationFailed("the generation was interrupted in the midst of a step; ask again")
+                outputs.append(StepOutput(sequence.request_id, error=error))
             elif sequence.deadline_s is not None and now >= sequence.deadline_s:
                 self._end(sequence, "timeout")
                 message = (

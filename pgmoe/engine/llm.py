@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pgmoe.config import EngineConfig
 from pgmoe.engine.engine import Engine, StepOutput
+from pgmoe.engine.interrupts import interrupts_deferred
 from pgmoe.engine.memory_plan import MemoryPlan
 from pgmoe.engine.sequence import Sequence as Running
 from pgmoe.engine.tiers import Progress
@@ -148,12 +149,13 @@ class LLM:
         self._news[sequence.request_id] = deque()
 
     def _step(self) -> None:
-        """One step, whosever turn it is."""
+        """One step, whosever turn it is. Ctrl-C waits for its end: half a step would spoil an answer."""
         self._in_step = True
         try:
-            for output in self._engine.step():
-                if output.request_id in self._news:
-                    self._news[output.request_id].append(output)
+            with interrupts_deferred():
+                for output in self._engine.step():
+                    if output.request_id in self._news:
+                        self._news[output.request_id].append(output)
         finally:
             self._in_step = False
 

@@ -8,6 +8,8 @@ from pgmoe.config import EngineConfig
 from pgmoe.engine.dry_run import DryRun
 from pgmoe.engine.needs import Needs
 from pgmoe.engine.runner import check_context, context_of
+from pgmoe.experts.stores.read_plan import plan_reads
+from pgmoe.layout import ExpertLayer
 from pgmoe.models.loader import ModelPlan
 from pgmoe.openmp import KERNEL_CACHE_ENTRIES
 
@@ -17,7 +19,13 @@ KERNEL_BYTES = {2: 1_100_000, 4: 64_000}
 """By the bytes of an element: what torch's matrix library keeps on a CPU for each shape that it has
 multiplied. Measured on a processor with AMX, where it is most."""
 RUNTIME_BYTES = 8 * 2**20
-"""On a CPU: Python's own objects, readers' buffers, pages of the heap that are not full."""
+"""On a CPU: Python's own objects, pages of the heap that are not full."""
+
+
+def _scratch_bytes(layer: ExpertLayer) -> int:
+    """What a reader holds beside a slot while it reads one of these experts; their files are all alike."""
+    extents = layer.extents[0]
+    return max(run.scratch_bytes for run in plan_reads(extents, layer.layout.starts(extents)))
 
 
 def measure_needs(plan: ModelPlan, config: EngineConfig, device: torch.device) -> Needs:
@@ -26,6 +34,7 @@ def measure_needs(plan: ModelPlan, config: EngineConfig, device: torch.device) -
     kept = 0
     if device.type == "cpu":
         kept = RUNTIME_BYTES + KERNEL_CACHE_ENTRIES * KERNEL_BYTES[plan.layers[0].dtype.itemsize]
+        kept += config.num_readers * max(map(_scratch_bytes, plan.layers))
     sampling = SAMPLING_COPIES * 4 * dry_run.vocab_size
 
     def workspace(num_tokens: int) -> int:

@@ -96,6 +96,16 @@ class MemoryPlan:
             return self.longest
         return self.kv.tokens_in(self.kv_bytes // self.max_running, self.longest)
 
+    def check_room(self, free_ram: int) -> None:
+        """Raise ConfigError if RAM, which is the device, has less than what is taken at the start."""
+        at_once = self.dense_bytes + self.slots_bytes
+        if at_once > free_ram:
+            raise ConfigError(
+                f"dense weights of {format_bytes(self.dense_bytes)} and {self.num_slots} expert slots of "
+                f"{format_bytes(self.slots_bytes)} take more than the {format_bytes(free_ram)} of RAM that "
+                "are free; give a smaller device_memory"
+            )
+
     def rows(self) -> tuple[tuple[str, int, str], ...]:
         """(what, bytes, remark): the plan as a table."""
         tokens = self.share_tokens if self.kv_limited else min(self.longest, USUAL_TOKENS)

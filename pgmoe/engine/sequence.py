@@ -32,6 +32,8 @@ class Sequence:
     """Of an encoder-decoder model; computed in the first step."""
     num_generated: int = 0
     aborted: bool = False
+    broken: bool = False
+    """Whether a step of it did not come to an end, so that its state is of no use."""
     first_step_s: float | None = None
     last_token_s: float | None = None
     hits: int = 0

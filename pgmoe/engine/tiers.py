@@ -75,16 +75,16 @@ class TierBuilder:
     def _real(self, store: ExpertStore, arena: SlotArena, num_in_host: int) -> Tiers:
         config, on_cpu = self._config, self._device.type == "cpu"
         experts = every_expert(self._layers)
-        disk, copier = DISK_TO_DEVICE, None
+        disk, copier, corrupt = DISK_TO_DEVICE, None, []
         host = self._host_tier(num_in_host)
         if host is not None:
             disk, copier = DISK_TO_HOST, RamCopier() if on_cpu else StreamCopier(self._device)
-            self._fill(host, spread_evenly(self._layers, num_in_host), store)
+            corrupt = self._fill(host, spread_evenly(self._layers, num_in_host), store)
         links, bandwidth = self._stats.links, 0.0
         if host is not None:
             bandwidth = measure_copies(host.any_memory, arena.slot(0))
             links[HOST_TO_DEVICE].bandwidth = bandwidth
-        if num_in_host == len(experts):
+        if num_in_host == len(experts) and not corrupt:
             store.close()  # its files are no longer needed
         elif arena.num_slots < len(experts):  # else each is read but once, whatever the disk carries
             bandwidth = measure_reads(store, experts, self._read_targets(arena), config.num_readers)
@@ -115,7 +115,8 @@ class TierBuilder:
         bandwidth = parse_rate(self._config.emulated_link)
         experts = every_expert(self._layers)
         source = self._allocate_host(len(experts))
-        self._fill(source, experts, store)
+        if corrupt := self._fill(source, experts, store):
+            raise ConfigError(f"emulated_link needs all experts, and {len(corrupt)} are corrupt; see the log")
         store.close()  # its files are no longer needed
         link = EmulatedLink(
             source,
@@ -133,8 +134,8 @@ class TierBuilder:
             policy = make_policy(self._config.policy, [layer.num_experts for layer in self._layers])
             return HostTier(num_blobs, self._slot_bytes, policy, pinned=self._device.type != "cpu")
 
-    def _fill(self, host: HostTier, experts: Sequence[ExpertId], store: ExpertStore) -> None:
-        """Read these into host memory, counted, with progress."""
+    def _fill(self, host: HostTier, experts: Sequence[ExpertId], store: ExpertStore) -> list[ExpertId]:
+        """Read these into host memory, counted, with progress. Returns those left out as corrupt."""
         total = sum(self._layers[e.layer].layout.weight_bytes for e in experts)
         counted, done = self._stats.links[DISK_TO_HOST].num_bytes, 0
 
@@ -145,4 +146,4 @@ class TierBuilder:
             if self._progress is not None:
                 self._progress(done, total)
 
-        host.fill(experts, store, num_readers=self._config.num_readers, progress=count)
+        return host.fill(experts, store, num_readers=self._config.num_readers, progress=count)

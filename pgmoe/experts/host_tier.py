@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pgmoe.errors import ExpertReadError
 from pgmoe.experts.cache import ExpertCache, SlotState
 from pgmoe.experts.policies.base import EvictionPolicy
 from pgmoe.experts.stores.base import ExpertStore
@@ -94,10 +95,10 @@ class HostTier:
         *,
         num_readers: int,
         progress: Callable[[int], None] | None = None,
-    ) -> None:
+    ) -> list[ExpertId]:
         """Read these, as many as there are free blobs at most; `progress` gets the bytes of each.
 
-        Raises ExpertReadError.
+        Returns those that were found corrupt and are left out. Raises ExpertReadError for unreadable ones.
         """
         for expert in experts:
             begun = self._cache.begin(expert)
@@ -105,15 +106,26 @@ class HostTier:
 
         def load(expert: ExpertId) -> int:
             memory = self._blobs[self._cache.slot_of(expert)].memory
-            num_bytes = store.read(expert, memory)
-            store.verify(expert, memory)  # nobody may ever read it again
+            try:
+                num_bytes = store.read(expert, memory)
+                store.verify(expert, memory)  # nobody may ever read it again
+            except ExpertReadError:
+                if store.is_corrupt(expert):
+                    return 0
+                raise
             return num_bytes
 
+        corrupt = []
         with ThreadPoolExecutor(num_readers, thread_name_prefix="pgmoe-fill") as pool:
             for expert, num_bytes in zip(experts, pool.map(load, experts), strict=True):
+                if not num_bytes:
+                    self._cache.abandon(expert)
+                    corrupt.append(expert)
+                    continue
                 self._cache.finish(expert)
                 if progress is not None:  # in the caller's thread: it need not be safe for several
                     progress(num_bytes)
+        return corrupt
 
     @property
     def any_memory(self) -> Tensor:

@@ -21,11 +21,6 @@ class SlotArena:
         """Where it lies."""
         return self._memory.device
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of device memory held."""
-        return self._memory.nbytes
-
     def slot(self, index: int) -> Tensor:
         """Slot `index` as uint8 (slot_bytes,)."""
         return self._memory[index * self.slot_bytes : (index + 1) * self.slot_bytes]

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers.core_model_loading import dot_natural_key
 
+from pgmoe.encodings import SCALE
 from pgmoe.errors import CorruptCheckpoint
 from pgmoe.layout import Blob, BlobLayout, ExpertLayer, Extent, TensorRegion
 from pgmoe.models.byte_plan import BytePlan
@@ -43,6 +44,8 @@ def _layer(folder: Path, packed: PackedLayer, socket: ExpertSocket, expanded: to
     expected = socket.shapes, socket.ffn.transposed
     if packed.encoding == "plain" and stored != expected:  # others lie as suits whoever expands them
         raise _corrupt(folder, f"{packed.name} is {_form(*stored)}, the config asks for {_form(*expected)}")
+    if packed.encoding != "plain" and (lost := _missing(packed, socket)):
+        raise _corrupt(folder, f"{packed.name} is {packed.encoding} and has no {', '.join(lost)}")
     path = str(folder / packed.file)
     places = [(packed.blob_offset(expert), crc32) for expert, crc32 in enumerate(packed.crc32)]
     return ExpertLayer(
@@ -58,6 +61,13 @@ def _layer(folder: Path, packed: PackedLayer, socket: ExpertSocket, expanded: to
         expanded=None if packed.encoding == "plain" else expanded,
         blobs=tuple(Blob(path, begin, packed.blob_bytes, crc32) for begin, crc32 in places),
     )
+
+
+def _missing(packed: PackedLayer, socket: ExpertSocket) -> list[str]:
+    """What an encoded expert lacks: a tensor, or a matrix's scales."""
+    named = {tensor.name for tensor in packed.tensors}
+    wanted = [*socket.shapes, *(name + SCALE for name, shape in socket.shapes.items() if len(shape) > 1)]
+    return [name for name in wanted if name not in named]
 
 
 def _layout(folder: Path, packed: PackedLayer) -> BlobLayout:

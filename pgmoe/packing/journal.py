@@ -26,9 +26,10 @@ class Journal:
         first, *lines = whole.split(b"\n")
         self.begun_anew = first != heading.encode()
         if not self.begun_anew:
-            for line in filter(None, lines):
-                layer, expert, crc32 = map(int, line.split())
-                self.checksums[ExpertId(layer, expert)] = crc32
+            try:
+                self.checksums = dict(map(_parse, filter(None, lines)))
+            except ValueError:  # a power cut may leave zeros
+                self.begun_anew = True
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
         try:
             self._file.truncate(0 if self.begun_anew else len(whole))
@@ -54,3 +55,8 @@ class Journal:
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
+
+
+def _parse(line: bytes) -> tuple[ExpertId, int]:
+    layer, expert, crc32 = map(int, line.split())
+    return ExpertId(layer, expert), crc32

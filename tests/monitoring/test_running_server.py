@@ -22,7 +22,7 @@ from tests.support.checkpoints import save_tiny_chat
 from tests.support.ports import free_port
 from tests.support.serve_run import serve_run
 
-pytestmark = [pytest.mark.prometheus, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.prometheus, pytest.mark.timeout(900)]
 
 MODEL = "tiny-chat"
 WINDOW = "15s"

@@ -176,7 +176,9 @@ def engine_of(model: Resident, schedule: Schedule) -> Iterator[tuple[Engine, lis
     if config.get("gating") == "oracle":
         config["gating_trace"] = str(model.trace)
     if config.get("device_memory") == "smallest":
-        config["device_memory"] = smallest_budget(model.folder)
+        config["device_memory"] = smallest_budget(
+            model.folder, num_readers=schedule.options.get("num_readers", EngineConfig(model="").num_readers)
+        )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiers, "open_disk_store", under_weather)
         engine = Engine(EngineConfig.parse(config))

@@ -38,7 +38,7 @@ def test_upcycled_logits_equal_the_dense_models(
 ) -> None:
     source = save_dense(tmp_path / "dense", config)
     done = upcycle(str(source), tmp_path / "moe", num_experts=num_experts, top_k=top_k)
-    input_ids = torch.randint(config.vocab_size, (2, 40))
+    input_ids = torch.randint(config.vocab_size, (2, 40), generator=torch.Generator().manual_seed(0))
     dense, moe = (AutoModelForCausalLM.from_pretrained(folder) for folder in (source, done.folder))
     with torch.no_grad():
         expected, actual = dense(input_ids).logits, moe(input_ids).logits

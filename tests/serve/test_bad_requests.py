@@ -11,7 +11,7 @@ import pytest
 from deployments.client import PgmoeClient
 from pgmoe.errors import InvalidRequest, ModelNotFound, PgmoeError
 from pgmoe.request import SamplingParams
-from tests.serve.running_server import MODEL, Server
+from tests.serve.running_server import MODEL, PATIENCE_S, Server, eventually
 
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -73,7 +73,8 @@ HTTP: dict[str, tuple[str, Any, int, str | None, str | None, str]] = {
 def test_a_bad_http_request_gets_an_openai_error_body(server: Server, case: str, stream: bool) -> None:
     path, body, status, code, param, message = HTTP[case]
     content = body if isinstance(body, bytes) else json.dumps(body | {"stream": stream}).encode()
-    answer = httpx.post(server.url + path, content=content, headers={"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"}
+    answer = httpx.post(server.url + path, content=content, headers=headers, timeout=PATIENCE_S)
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
     assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", code, param)
@@ -87,7 +88,7 @@ def test_a_bad_http_request_gets_an_openai_error_body(server: Server, case: str,
 def test_an_unknown_route_gets_an_openai_error_body(
     server: Server, method: str, path: str, status: int
 ) -> None:
-    answer = httpx.request(method, server.url + path)
+    answer = httpx.request(method, server.url + path, timeout=PATIENCE_S)
     assert answer.status_code == status
     assert path in answer.json()["error"]["message"]
 
@@ -116,7 +117,7 @@ def test_a_bad_grpc_request_gets_its_status_and_a_message(
 
 
 def test_the_server_goes_on_after_bad_requests(server: Server, client: PgmoeClient) -> None:
-    assert httpx.post(server.url + TEXT, json=text()).status_code == 200
+    assert httpx.post(server.url + TEXT, json=text(), timeout=PATIENCE_S).status_code == 200
     assert client.generate("Hello", params=SamplingParams(max_tokens=1)).finished
-    assert httpx.get(server.url + "/health").json() == {"status": "ok"}
-    assert server.running() == 0
+    assert httpx.get(server.url + "/health", timeout=PATIENCE_S).json() == {"status": "ok"}
+    assert eventually(lambda: server.running() == 0)

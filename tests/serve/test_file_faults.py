@@ -14,7 +14,7 @@ from pgmoe.engine.llm import LLM
 from pgmoe.errors import PgmoeError
 from pgmoe.models.loader import read_plan
 from pgmoe.request import SamplingParams
-from tests.serve.running_server import MODEL, Server
+from tests.serve.running_server import MODEL, PATIENCE_S, Server
 from tests.support.damage import Original
 
 LONG = "The quick brown fox jumps over the lazy dog, and 1234567890 others do. " * 2
@@ -43,7 +43,7 @@ def test_experts_that_are_lost_while_serving_end_requests_by_name_and_back_again
             openai.completions.create(model=MODEL, prompt=LONG, max_tokens=4, temperature=0)
         with pytest.raises(PgmoeError, match=named):
             client.generate(LONG, params=GREEDY)
-        assert httpx.get(f"{server.url}/health").is_success
+        assert httpx.get(f"{server.url}/health", timeout=PATIENCE_S).is_success
     finally:
         for original in whole:
             original.put_back()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -47,8 +48,9 @@ def test_a_whole_answer_is_the_models_own(client: PgmoeClient, offline: LLM) -> 
 
 
 def test_a_stream_is_the_whole_answer_in_pieces(client: PgmoeClient) -> None:
-    whole = client.generate(PROMPT, params=GREEDY)
-    *pieces, last = client.stream(PROMPT, params=GREEDY)
+    long = replace(GREEDY, max_tokens=200, ignore_eos=True)  # pieces are joined where we read slowly
+    whole = client.generate(PROMPT, params=long)
+    *pieces, last = client.stream(PROMPT, params=long)
     joined = RequestOutput.join([*pieces, last])
     assert (joined.text, joined.token_ids, joined.logprobs) == (whole.text, whole.token_ids, whole.logprobs)
     assert len(pieces) > 5
@@ -112,7 +114,7 @@ def test_bytes_that_are_no_message_do_not_stop_the_server(channel: grpc.Channel,
 
 def test_the_requests_own_time_limit_ends_it_with_a_deadline_status(stub: PgmoeServiceStub) -> None:
     endless = pb.SamplingParams(ignore_eos=True)
-    with pytest.raises(grpc.RpcError, match=r"0\.1") as caught:
+    with pytest.raises(grpc.RpcError, match=r"not finished after \d+\.\d s") as caught:
         stub.Generate(pb.GenerateRequest(prompt="x", timeout_s=0.1, sampling=endless))
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 

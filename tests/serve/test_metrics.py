@@ -7,23 +7,25 @@ from collections import Counter
 import httpx
 from openai import OpenAI
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from pgmoe.metrics.names import COMMON_LABELS, METRICS
-from tests.serve.running_server import MODEL, Server, eventually
+from tests.serve.running_server import MODEL, PATIENCE_S, Server, eventually
 
 SUFFIX = {"counter": "", "gauge": "", "histogram": "_count"}
 
 
-def totals(server: Server) -> Counter[str]:
+def totals(samples: list[Sample]) -> Counter[str]:
     """Every sample's value, summed over its labels."""
     sums: Counter[str] = Counter()
-    for sample in server.samples():
+    for sample in samples:
         sums[sample.name] += sample.value  # type: ignore[assignment]
     return sums
 
 
 def test_what_is_counted_is_what_the_callers_were_told(server: Server, openai: OpenAI) -> None:
-    before = totals(server)
+    assert eventually(lambda: server.running() == 0)
+    before = totals(server.samples())
     usages = [
         openai.completions.create(model=MODEL, prompt=prompt, max_tokens=12).usage
         for prompt in ("To bake bread", "A lighthouse keeper counts")
@@ -31,7 +33,7 @@ def test_what_is_counted_is_what_the_callers_were_told(server: Server, openai: O
     told = [usage for usage in usages if usage is not None]
     experts: list[dict[str, float]] = [usage.model_extra["experts"] for usage in told]  # type: ignore[index]
     assert eventually(lambda: server.running() == 0)
-    counted = totals(server)
+    counted = totals(server.samples())
     counted.subtract(before)
     generated = sum(usage.completion_tokens for usage in told)
     assert len(told) == 2
@@ -51,6 +53,7 @@ def test_what_is_counted_is_what_the_callers_were_told(server: Server, openai: O
 def test_every_metric_of_the_table_is_there_for_each_replica(server: Server, openai: OpenAI) -> None:
     openai.completions.create(model=MODEL, prompt="Bread", max_tokens=12)
     samples = server.samples()
+    replicas = {sample.labels["replica"] for sample in samples}
     for metric in METRICS:
         name = metric.name + SUFFIX[metric.kind]
         found = [sample for sample in samples if sample.name == name]
@@ -59,18 +62,22 @@ def test_every_metric_of_the_table_is_there_for_each_replica(server: Server, ope
             assert set(sample.labels) == {*COMMON_LABELS, *metric.labels}, name
             assert sample.labels["model_name"] == MODEL
             assert sample.labels["replica"]
+        if not metric.labels:  # a value of the others appears with its first event
+            assert {sample.labels["replica"] for sample in found} == replicas, name
 
 
-def test_slots_hold_experts_of_half_the_model(server: Server) -> None:
-    now = totals(server)
-    replicas = {sample.labels["replica"] for sample in server.samples()}
+def test_slots_hold_experts_of_half_the_model(server: Server, openai: OpenAI) -> None:
+    openai.completions.create(model=MODEL, prompt="Bread", max_tokens=12)
+    samples = server.samples()
+    now = totals(samples)
+    replicas = {sample.labels["replica"] for sample in samples}
     assert now["pgmoe_expert_cache_slots"] == 12 * len(replicas)
     assert 0 < now["pgmoe_expert_cache_resident"] <= now["pgmoe_expert_cache_slots"]
 
 
 def test_a_scraper_that_speaks_openmetrics_gets_openmetrics(server: Server) -> None:
     accept = "application/openmetrics-text; version=1.0.0"
-    answer = httpx.get(f"{server.url}/metrics", headers={"Accept": accept})
+    answer = httpx.get(f"{server.url}/metrics", headers={"Accept": accept}, timeout=PATIENCE_S)
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     families = {family.name for family in text_string_to_metric_families(answer.text)}
     assert families == {metric.name.removesuffix("_total") for metric in METRICS}

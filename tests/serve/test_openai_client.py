@@ -12,7 +12,7 @@ from openai import AsyncOpenAI, OpenAI
 
 from pgmoe.engine.llm import LLM
 from pgmoe.request import SamplingParams
-from tests.serve.running_server import DEFAULTS, MODEL, Server
+from tests.serve.running_server import DEFAULTS, ENDLESS, MODEL, Server
 
 QUESTION: list[Any] = [
     {"role": "system", "content": "You answer questions."},
@@ -77,7 +77,7 @@ def test_usage_tells_what_the_answer_cost_in_experts(openai: OpenAI) -> None:
     ahead, rest = divmod(experts["bytes"] - experts["misses"] * 73_728, 73_728)
     assert ahead >= 0  # each miss is read, and perhaps experts that were guessed
     assert rest == 0
-    assert experts["stall_s"] >= 0
+    assert (experts["stall_s"] > 0) == (experts["misses"] > 0)
 
 
 def test_chat_log_probabilities_name_the_likeliest_tokens(openai: OpenAI) -> None:
@@ -150,11 +150,12 @@ def test_a_message_may_come_in_parts_and_a_limit_under_its_new_name(openai: Open
 
 def test_two_streams_at_once_get_the_answers_they_get_alone(server: Server, openai: OpenAI) -> None:
     prompts = ["To bake bread", "A lighthouse keeper"]
-    alone = [openai.completions.create(prompt=prompt, **GREEDY).choices[0].text for prompt in prompts]
+    long = GREEDY | {"max_tokens": 400, "extra_body": ENDLESS}
+    alone = [openai.completions.create(prompt=prompt, **long).choices[0].text for prompt in prompts]
 
     async def ask(client: AsyncOpenAI, prompt: str, order: list[str]) -> str:
         text = ""
-        async for chunk in await client.completions.create(prompt=prompt, stream=True, **GREEDY):
+        async for chunk in await client.completions.create(prompt=prompt, stream=True, **long):
             text += chunk.choices[0].text
             order.append(prompt)
         return text
@@ -167,7 +168,7 @@ def test_two_streams_at_once_get_the_answers_they_get_alone(server: Server, open
     together, order = asyncio.run(both())
     assert together == alone
     turns = sum(a != b for a, b in itertools.pairwise(order))
-    assert turns > 2, "they took turns, not one after the other"
+    assert turns > 1, "they took turns, not one after the other"
 
 
 def test_the_model_is_listed_and_found_by_name(openai: OpenAI) -> None:

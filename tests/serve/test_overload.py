@@ -12,18 +12,19 @@ from pgmoe.errors import EngineOverloaded
 from pgmoe.request import SamplingParams
 from tests.serve.running_server import ENDLESS, MODEL, Server, eventually
 
-AT_ONCE = 14
-CAPACITY = 4  # running and waiting, as the fixture has it
-TOKENS = 60
+AT_ONCE = 40
+CAPACITY = 4  # running and waiting, as the fixture has it; twice that once a second replica has come
+TOKENS = 200
 
 
 def test_http_requests_beyond_capacity_get_503_and_retry_after(server: Server) -> None:
     body = {"model": MODEL, "prompt": "x", "max_tokens": TOKENS, **ENDLESS}
+    assert eventually(lambda: server.running() == 0)
+    with httpx.Client(timeout=240, limits=httpx.Limits()) as http, ThreadPoolExecutor(AT_ONCE) as clients:
 
-    def ask(_: int) -> httpx.Response:
-        return httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+        def ask(_: int) -> httpx.Response:
+            return http.post(f"{server.url}/v1/completions", json=body)
 
-    with ThreadPoolExecutor(AT_ONCE) as clients:
         answers = list(clients.map(ask, range(AT_ONCE)))
     refused = [answer for answer in answers if answer.status_code == 503]
     assert len([answer for answer in answers if answer.status_code == 200]) >= CAPACITY
@@ -36,6 +37,7 @@ def test_http_requests_beyond_capacity_get_503_and_retry_after(server: Server) -
 
 def test_grpc_requests_beyond_capacity_are_refused_as_overload(server: Server, client: PgmoeClient) -> None:
     params = SamplingParams(max_tokens=TOKENS, ignore_eos=True)
+    assert eventually(lambda: server.running() == 0)
 
     def ask(_: int) -> str:
         try:

@@ -12,14 +12,14 @@ import httpx
 import pytest
 
 from deployments.client import PgmoeClient
-from pgmoe.errors import EngineClosed, EngineOverloaded
+from pgmoe.errors import EngineClosed, PgmoeError
 from pgmoe.request import SamplingParams
-from tests.serve.running_server import ENDLESS, MODEL, Server, eventually
+from tests.serve.running_server import ENDLESS, MODEL, PATIENCE_S, Server, eventually
 
-pytestmark = pytest.mark.timeout(180)
-WAIT_S = 90.0
+WAIT_S = 300.0
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="each replica takes a core")
 def test_a_second_replica_starts_under_load_and_serves(server: Server, client: PgmoeClient) -> None:
     done = threading.Event()
 
@@ -29,7 +29,7 @@ def test_a_second_replica_starts_under_load_and_serves(server: Server, client: P
                 for _ in client.stream("x", params=SamplingParams(max_tokens=200, ignore_eos=True)):
                     if done.is_set():
                         break
-            except EngineOverloaded:
+            except PgmoeError:  # it is full, or too busy to answer
                 time.sleep(0.1)
 
     def replicas_that_generated() -> int:
@@ -61,12 +61,20 @@ def engine_processes(folder: Path) -> list[int]:
     return found
 
 
+def serves(client: PgmoeClient) -> bool:
+    """Whether a request is answered. One that goes to a second dead replica, which nobody met yet, is not."""
+    try:
+        return client.generate("x", params=SamplingParams(max_tokens=1)).finished
+    except EngineClosed:
+        return False
+
+
 def test_streams_of_a_killed_replica_end_with_an_error_and_a_new_one_serves(
     server: Server, client: PgmoeClient, folder: Path
 ) -> None:
     body = {"model": MODEL, "prompt": "x", "max_tokens": 400, "stream": True, **ENDLESS}
     grpc_stream = client.stream("x", params=SamplingParams(ignore_eos=True))
-    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as answer:
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=PATIENCE_S) as answer:
         lines = answer.iter_lines()
         next(lines)
         next(grpc_stream)
@@ -79,6 +87,6 @@ def test_streams_of_a_killed_replica_end_with_an_error_and_a_new_one_serves(
     assert done == "data: [DONE]"
     with pytest.raises(EngineClosed, match="went away"):
         list(grpc_stream)
-    assert eventually(lambda: httpx.get(f"{server.url}/health", timeout=30).is_success, WAIT_S)
-    assert client.generate("x", params=SamplingParams(max_tokens=1)).finished
+    assert eventually(lambda: httpx.get(f"{server.url}/health", timeout=PATIENCE_S).is_success, WAIT_S)
+    assert eventually(lambda: serves(client))
     assert not set(engine_processes(folder)) & set(killed)

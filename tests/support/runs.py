@@ -112,9 +112,9 @@ def answer(
     return pieces
 
 
-def smallest_budget(folder: Path, device: str = "cpu") -> int:
-    """The fewest bytes of device memory that work for this checkpoint."""
+def smallest_budget(folder: Path, device: str = "cpu", **options: Any) -> int:
+    """The fewest bytes of device memory that work for this checkpoint with these engine options."""
     plan = read_plan(str(folder))
     on = parse_device(device)
-    needs = measure_needs(plan, EngineConfig(model=str(folder)), on)
+    needs = measure_needs(plan, EngineConfig(model=str(folder), **options), on)
     return smallest_device_memory(ExpertShape.of(plan.layers, plan.loaded_bytes(on)), needs)

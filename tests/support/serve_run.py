@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import yaml
 
-READY_S = 180.0
+READY_S = 500.0  # mostly imports, which a slow disk makes slow; callers need a timeout mark beyond it
 STOP_S = 45.0
 
 

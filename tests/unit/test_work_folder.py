@@ -8,6 +8,7 @@ import pytest
 
 from pgmoe.errors import ConfigError
 from pgmoe.work_folder import publish, work_folder
+from tests.support.transfers import PATIENCE_S
 
 
 def fail(out: Path, error: Exception) -> None:
@@ -51,7 +52,7 @@ def test_who_does_not_wait_is_told_that_another_has_the_folder(tmp_path: Path) -
 
 def test_who_waits_gets_a_folder_when_the_other_has_ended(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    order = []
+    order: list[str] = []
     begun = Event()
 
     def wait() -> None:
@@ -64,9 +65,12 @@ def test_who_waits_gets_a_folder_when_the_other_has_ended(tmp_path: Path) -> Non
         (folder / "a").write_text("1")
         second = Thread(target=wait)
         second.start()
-        begun.wait()
+        assert begun.wait(PATIENCE_S)
+        second.join(0.3)
+        assert second.is_alive()
+        assert order == []
         order.append("first")
-    second.join()
+    second.join(PATIENCE_S)
     assert order == ["first", "second"]
     assert list(tmp_path.iterdir()) == []
 

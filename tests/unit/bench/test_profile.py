@@ -54,12 +54,12 @@ def test_a_profiled_answer_is_the_plain_one_and_its_parts_add_up(loaded: Profile
         assert answer.traffic is not None
         parts = answer.profile.parts_s
         assert tuple(parts) == PARTS
-        assert sum(parts.values()) == pytest.approx(answer.decode_s, rel=0.02)
+        assert sum(parts.values()) == pytest.approx(answer.decode_s, rel=0.1)
         assert all(parts[part] > 0 for part in (DENSE, COMPUTE, WAITING, STOCK, REST))
         assert answer.profile.plain_decode_s > 0
         assert answer.profile.compute_cpu_s > 0
         assert answer.profile.reader_cpu_s > 0
-        assert 0 < answer.profile.link_busy_s <= answer.decode_s * 1.02
+        assert 0 < answer.profile.link_busy_s <= answer.decode_s * 1.1
         # The stall that the engine counts is the link's; booking what came is part of waiting, too.
         assert answer.traffic.stall_s <= parts[WAITING]
         assert 0 < answer.profile.timers_s < 0.1 * answer.decode_s

@@ -26,12 +26,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_measurement_from_start_to_table(model: Path, tmp_path: Path) -> None:
+def test_a_measurement_from_start_to_table(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = DiskStore(read_plan(str(model)).layers)
     direct = store.direct_io
     store.close()
     if not direct:
         pytest.skip("this file system has no O_DIRECT")
+    monkeypatch.setattr("pgmoe.bench.reads.RATE_BYTES", 2**22)
+    monkeypatch.setattr("pgmoe.bench.machine.NUM_BLOCKS", 1)
     threads = torch.get_num_threads()
     result = measure_reads(str(model), [1, 2], 2, 0.02, lambda *step: None)
     assert torch.get_num_threads() == threads

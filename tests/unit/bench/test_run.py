@@ -65,7 +65,7 @@ def test_a_benchmark_from_start_to_table(place: Place, tmp_path: Path) -> None:
 def test_an_arm_that_cannot_load_says_why(place: Place) -> None:
     with Worker(EngineArm("tiny", "1KiB"), place) as worker, pytest.raises(PgmoeError) as failure:
         worker.loaded()
-    assert "arm 'tiny': BudgetTooSmall: device_memory '1KiB'" in str(failure.value)
+    assert "arm 'tiny': device_memory '1KiB' has room for 0 experts" in str(failure.value)
 
 
 @needs_limits
@@ -79,6 +79,7 @@ def test_a_process_that_dies_is_reported(place: Place) -> None:
     with Worker(NO_CACHE, place) as worker:
         worker.loaded()
         worker._process.kill()
+        worker._process.join()
         with pytest.raises(PgmoeError, match="'no cache': its process ended with status -9"):
             worker.measure(Job((1, 2), 3))
 

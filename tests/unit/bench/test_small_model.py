@@ -48,9 +48,12 @@ def test_training_lowers_the_perplexity_of_text_it_has_not_seen(tmp_path: Path) 
     assert answer.usage.expert_misses > 0
 
 
-def test_too_short_a_text_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
-    text = write_text(tmp_path / "text.txt", 2)
-    with pytest.raises(ConfigError, match="give a longer text"):
+@pytest.mark.parametrize(
+    ("num_lines", "fault"), [(2, "has 2 lines.*give 100 or more"), (100, "more than 128 of both are needed")]
+)
+def test_too_short_a_text_is_refused_and_nothing_is_left(tmp_path: Path, num_lines: int, fault: str) -> None:
+    text = write_text(tmp_path / "text.txt", num_lines)
+    with pytest.raises(ConfigError, match=fault):
         train_small_moe(text, tmp_path / "moe", SHAPE, Schedule(length=128))
     assert list(tmp_path.iterdir()) == [text]
 

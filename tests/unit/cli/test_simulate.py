@@ -68,6 +68,10 @@ def test_a_plot_without_matplotlib_says_what_to_install(
         run(str(trace), "--plot", str(tmp_path / "p.png"))
 
 
-def test_a_plot_that_cannot_be_written_is_named(trace: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no folder"):
-        run(str(trace), "--plot", str(tmp_path / "nowhere" / "p.png"))
+@pytest.mark.parametrize(
+    ("plot", "fault"),
+    [("nowhere/p.png", "there is no folder"), ("p.foo", r"ends in .*\.png"), (".", "a folder")],
+)
+def test_a_plot_that_cannot_be_written_is_refused(trace: Path, tmp_path: Path, plot: str, fault: str) -> None:
+    with pytest.raises(ConfigError, match=f"cannot write .*{fault}"):
+        run(str(trace), "--plot", str(tmp_path / plot))

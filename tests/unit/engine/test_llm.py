@@ -185,12 +185,19 @@ def test_usage_and_counters_add_up(llm: LLM) -> None:
     assert stats.finished["length"] - before[2] == len(PROMPTS)
     assert experts.num_hits - moved[0] == sum(u.expert_hits for u in usages) > 0
     assert experts.num_misses - moved[1] == sum(u.expert_misses for u in usages) > 0
-    assert experts.num_bytes - moved[2] == sum(u.expert_bytes for u in usages)
-    for usage in usages:
-        moves, rest = divmod(usage.expert_bytes, llm.info.expert_bytes)
-        assert moves >= usage.expert_misses  # each miss is read, and perhaps experts that were guessed
-        assert rest == 0
+    # A guess that arrives between two steps is in no answer's usage.
+    assert experts.num_bytes - moved[2] >= sum(u.expert_bytes for u in usages) > 0
+    assert all(u.expert_bytes % llm.info.expert_bytes == 0 for u in usages)
     assert all(u.expert_stall_s > 0 for u in usages)
+
+
+def test_without_guesses_every_miss_is_one_expert_read_for_its_own_answer(tiny_chat: Path) -> None:
+    with LLM(tiny_chat, device="cpu", device_memory="50%", gating="on_demand") as llm:
+        experts = llm.stats.experts
+        before = experts.num_bytes
+        usages = [a.usage for a in llm.generate(PROMPTS, GREEDY)]
+        assert experts.num_bytes - before == sum(u.expert_bytes for u in usages) > 0
+        assert all(u.expert_bytes == u.expert_misses * llm.info.expert_bytes for u in usages)
 
 
 def test_a_stream_gives_the_same_answer_in_pieces(llm: LLM) -> None:

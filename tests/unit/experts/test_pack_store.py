@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pgmoe.layout import ExpertId, ExpertLayer
 from pgmoe.memory import page_aligned
 from tests.support.damage import flip_bit
 from tests.support.expert_files import PoolParts, file_bytes, tensor_bytes, write_layers, write_packed_layers
+from tests.support.left_over import open_files, own_threads
 
 UNTOUCHED = 0xA5
 both_ways = pytest.mark.parametrize("direct_io", [True, False], ids=["direct", "buffered"])
@@ -144,13 +144,15 @@ def test_a_file_that_is_not_there_is_named(packed: tuple[ExpertLayer, ...]) -> N
         PackStore(packed)
 
 
-def test_closing_gives_back_every_file_and_ends_the_check(packed: tuple[ExpertLayer, ...]) -> None:
-    files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+def test_closing_gives_back_every_file_and_ends_the_check(
+    packed: tuple[ExpertLayer, ...], tmp_path: Path
+) -> None:
+    threads = own_threads()
     store = PackStore(packed, check=True)
-    assert len(os.listdir("/proc/self/fd")) > files
+    assert open_files(tmp_path / "pack")
     store.close()
-    assert len(os.listdir("/proc/self/fd")) == files
-    assert threading.active_count() == threads
+    assert not open_files(tmp_path / "pack")
+    assert own_threads() <= threads
 
 
 def test_without_the_check_nothing_is_known_to_be_corrupt(packed: tuple[ExpertLayer, ...]) -> None:

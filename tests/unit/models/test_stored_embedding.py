@@ -16,6 +16,7 @@ from pgmoe.models.stored_embedding import StoredEmbedding, find_embedding
 from tests.conftest import TinyCheckpoints
 from tests.support.checkpoints import FAMILIES, tiny_config
 from tests.support.damage import WEIGHTS, Original, age, edit_config, edit_weights, flip_bit
+from tests.support.left_over import open_files
 
 CPU = torch.device("cpu")
 KEY = "model.embed_tokens.weight"
@@ -127,22 +128,20 @@ def test_a_file_that_is_gone_is_named(folder: Path) -> None:
 def test_a_load_that_fails_leaves_no_file_open(folder: Path) -> None:
     plan = read_plan(str(folder))
     os.truncate(folder / WEIGHTS, plan.checkpoint.tensors["model.norm.weight"].offset)
-    before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(CorruptCheckpoint):
         load_model(plan, dtype=torch.float32, device=CPU)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not open_files(folder)
 
 
 def test_the_file_is_closed_with_the_model(folder: Path) -> None:
     stored = Checkpoint.open(str(folder)).tensors[KEY]
-    before = len(os.listdir("/proc/self/fd"))
     embedding = StoredEmbedding(stored, torch.float32)
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert open_files(folder)
     del embedding
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not open_files(folder)
     embedding = StoredEmbedding(stored, torch.float32)
     embedding.close()
     embedding.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not open_files(folder)
     with pytest.raises(WeightReadError):
         embedding(torch.tensor([1]))

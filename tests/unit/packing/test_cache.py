@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pgmoe.packing.cache import cached_pack
 from tests.conftest import TinyCheckpoints
 from tests.support.damage import WEIGHTS, edit_config
 from tests.support.packs import contents, packed
+from tests.support.transfers import PATIENCE_S
 
 SECOND = 10**9
 
@@ -83,14 +85,23 @@ def test_a_changed_model_is_packed_anew(
     assert contents(Path(after)) == contents(packed(model, tmp_path / "expected"))
 
 
-def test_who_comes_while_another_packs_waits_and_takes_that_one_s(model: Path, tmp_path: Path) -> None:
-    at_work, go_on = Event(), Event()
+def test_who_comes_while_another_packs_waits_and_takes_that_one_s(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work, go_on, has_to_wait = Event(), Event(), Event()
     waiting = Progress()
     folders = []
 
     def hold(done: int, total: int) -> None:
         at_work.set()
-        go_on.wait()
+        assert go_on.wait(PATIENCE_S)
+
+    def lock(descriptor: int, how: int) -> None:
+        try:
+            flock(descriptor, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            has_to_wait.set()
+            flock(descriptor, how)
 
     def start(progress: Callable[[int, int], None]) -> Thread:
         thread = Thread(
@@ -99,12 +110,15 @@ def test_who_comes_while_another_packs_waits_and_takes_that_one_s(model: Path, t
         thread.start()
         return thread
 
+    flock = fcntl.flock
+    monkeypatch.setattr("pgmoe.work_folder.fcntl.flock", lock)
     first = start(hold)
-    at_work.wait()
+    assert at_work.wait(PATIENCE_S)
     second = start(waiting)  # from here on the first has it, until it is whole
+    assert has_to_wait.wait(PATIENCE_S)
     go_on.set()
     for thread in (first, second):
-        thread.join()
+        thread.join(PATIENCE_S)
     assert len(set(folders)) == 1
     assert len(folders) == 2
     assert waiting.told == []

@@ -72,3 +72,12 @@ def test_a_heading_that_a_full_disk_refuses_is_told_and_is_none(tmp_path: Path) 
         Journal(tmp_path / "journal", "heading")
     with Journal(tmp_path / "journal", "heading") as journal:
         assert journal.begun_anew
+
+
+def test_a_journal_that_a_power_cut_filled_with_zeros_is_begun_anew(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(bytes(64) + b"\n")
+    with Journal(path, "heading") as journal:
+        assert journal.begun_anew
+        assert journal.checksums == {}
+    assert path.read_text() == "heading\n"

@@ -116,9 +116,9 @@ def test_a_failure_is_told_and_counts_no_bytes_and_the_worker_goes_on() -> None:
     with queue_of(mover) as (queue, stats):
         for one in (bad := transfer(), good := transfer()):
             queue.put(one)
-        mover.finish(mover.next_begun(), error)
+        assert mover.next_begun() is bad
+        mover.finish(bad, error)
         assert play_out(mover, 1) == [good]
-    assert bad.urgency is DEMAND
     assert dict(stats.num_bytes) == {"demand": 10}
     assert stats.busy_s >= sum(stats.transfer_s) > 0
 
