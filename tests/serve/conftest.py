@@ -15,7 +15,7 @@ from openai import OpenAI
 
 from deployments.client import PgmoeClient
 from pgmoe.engine.llm import LLM
-from tests.serve.running_server import DEFAULTS, MODEL, Server
+from tests.serve.running_server import CONTEXT, DEFAULTS, MODEL, Server
 from tests.support.checkpoints import save_tiny_chat
 from tests.support.ports import free_ports
 from tests.support.serve_run import READY_S, serve_run
@@ -39,7 +39,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="package")
 def model_folder(folder: Path) -> Path:
-    model = save_tiny_chat(folder / MODEL, max_shard_size="200KB")
+    model = save_tiny_chat(folder / MODEL, max_shard_size="200KB", context=CONTEXT)
     file = model / "generation_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"do_sample": True, **DEFAULTS}))
     return model

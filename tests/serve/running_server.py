@@ -11,11 +11,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 MODEL = "tiny-chat"
-CONTEXT = 512
+CONTEXT = 4096
 DEFAULTS = {"temperature": 1.5, "top_k": 40}
 """Sampling that the model's makers recommend."""
 ENDLESS = {"ignore_eos": True}
-"""Sampling parameters that go on to the end of the context: seconds of work, if nothing stops them."""
+"""Sampling parameters that go on to the end of the context: many seconds of work, if nothing stops them."""
 PATIENCE_S = 60.0
 """How long a slow machine may take over what is done at once elsewhere."""
 

@@ -11,9 +11,10 @@ import pytest
 from deployments.client import PgmoeClient
 from pgmoe.errors import InvalidRequest, ModelNotFound, PgmoeError
 from pgmoe.request import SamplingParams
-from tests.serve.running_server import MODEL, PATIENCE_S, Server, eventually
+from tests.serve.running_server import CONTEXT, MODEL, PATIENCE_S, Server, eventually
 
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
+LONG, LIMIT = "x " * (2 * CONTEXT), str(CONTEXT)
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
@@ -51,8 +52,15 @@ HTTP: dict[str, tuple[str, Any, int, str | None, str | None, str]] = {
     "several prompts": (TEXT, text(prompt=["a", "b"]), 400, None, "prompt", "one at a time"),
     "negative max_tokens": (TEXT, text(max_tokens=-5), 400, None, "max_tokens", "-5"),
     "zero max_tokens": (CHAT, chat(max_tokens=0), 400, None, "max_tokens", "at least 1"),
-    "huge max_tokens": (TEXT, text(max_tokens=10**30), 400, "context_length_exceeded", "max_tokens", "512"),
-    "long prompt": (TEXT, text(prompt="x " * 2000), 400, "context_length_exceeded", "prompt", "512"),
+    "huge max_tokens": (
+        TEXT,
+        text(max_tokens=10**30),
+        400,
+        "context_length_exceeded",
+        "max_tokens",
+        LIMIT,
+    ),
+    "long prompt": (TEXT, text(prompt=LONG), 400, "context_length_exceeded", "prompt", LIMIT),
     "text for a number": (TEXT, text(max_tokens="5"), 400, None, "max_tokens", "integer"),
     "true for a number": (TEXT, text(temperature=True), 400, None, "temperature", "number"),
     "a list for text": (CHAT, chat(model=[MODEL]), 400, None, "model", "string"),
@@ -100,8 +108,12 @@ GRPC: dict[str, tuple[dict[str, Any], type[PgmoeError], str]] = {
     "no token ids": ({"prompt": []}, InvalidRequest, "empty"),
     "unknown token id": ({"prompt": [10**6]}, InvalidRequest, "1000000"),
     "empty messages": ({"messages": []}, InvalidRequest, "at least one"),
-    "long prompt": ({"prompt": "x " * 2000}, InvalidRequest, "512"),
-    "huge max_tokens": ({"prompt": "x", "params": SamplingParams(max_tokens=10**9)}, InvalidRequest, "512"),
+    "long prompt": ({"prompt": LONG}, InvalidRequest, LIMIT),
+    "huge max_tokens": (
+        {"prompt": "x", "params": SamplingParams(max_tokens=10**9)},
+        InvalidRequest,
+        LIMIT,
+    ),
 }
 
 

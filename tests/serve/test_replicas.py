@@ -14,7 +14,7 @@ import pytest
 from deployments.client import PgmoeClient
 from pgmoe.errors import EngineClosed, PgmoeError
 from pgmoe.request import SamplingParams
-from tests.serve.running_server import ENDLESS, MODEL, PATIENCE_S, Server, eventually
+from tests.serve.running_server import CONTEXT, ENDLESS, MODEL, PATIENCE_S, Server, eventually
 
 WAIT_S = 300.0
 
@@ -72,7 +72,7 @@ def serves(client: PgmoeClient) -> bool:
 def test_streams_of_a_killed_replica_end_with_an_error_and_a_new_one_serves(
     server: Server, client: PgmoeClient, folder: Path
 ) -> None:
-    body = {"model": MODEL, "prompt": "x", "max_tokens": 400, "stream": True, **ENDLESS}
+    body = {"model": MODEL, "prompt": "x", "max_tokens": CONTEXT - 16, "stream": True, **ENDLESS}
     grpc_stream = client.stream("x", params=SamplingParams(ignore_eos=True))
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=PATIENCE_S) as answer:
         lines = answer.iter_lines()

@@ -243,18 +243,22 @@ def save_tiny(
 
 
 def save_tiny_chat(
-    folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0, max_shard_size: str = "1GB"
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    max_shard_size: str = "1GB",
+    context: int = 512,
 ) -> Path:
     """Write a tiny Mixtral with a real tokenizer and chat template to `folder` and return it.
 
-    Its answers are noise: any bytes, so often broken UTF-8. The context is 512 tokens.
+    Its answers are noise: any bytes, so often broken UTF-8. The context is in tokens.
     """
     tokenizer = train_chat_tokenizer()
     config = transformers.MixtralConfig(
         **{
             **DECODER,
             "vocab_size": len(tokenizer),
-            "max_position_embeddings": 512,
+            "max_position_embeddings": context,
             "pad_token_id": tokenizer.pad_token_id,
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
