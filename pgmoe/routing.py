@@ -43,7 +43,9 @@ class Gating(Protocol):
     predicts: bool
     """Whether it ever predicts anything; one that does not is asked nothing."""
     limited: bool
-    """Whether guesses obey the limiter; the paper's baseline `prefetch_all` and exact gatings do not."""
+    """Whether guesses obey the limiter; the paper's baseline `prefetch_all` and the oracle do not."""
+    exact: bool
+    """Whether it knows selections, so that it has to be asked even where guesses rest."""
 
     def begin(self, sequence: str) -> None:
         """A forward pass of this sequence begins; its layers follow in execution order."""

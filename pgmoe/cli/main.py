@@ -14,6 +14,7 @@ from pgmoe.cli.generate import generate
 from pgmoe.cli.info import info
 from pgmoe.cli.pack import pack
 from pgmoe.cli.plan import plan
+from pgmoe.cli.pregate import pregate
 from pgmoe.cli.selftest import selftest
 from pgmoe.cli.simulate import simulate
 from pgmoe.cli.trace import trace
@@ -35,6 +36,7 @@ app.command()(selftest)
 app.command()(trace)
 app.command()(simulate)
 app.command()(upcycle)
+app.command()(pregate)
 app.command()(default_model)
 app.add_typer(bench, name="bench")
 

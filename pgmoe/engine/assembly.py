@@ -26,7 +26,7 @@ from pgmoe.experts.pool import ExpertPool
 from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.experts.slots import SlotArena
 from pgmoe.experts.trust import GuessTrust
-from pgmoe.gating.make import GatingInputs, make_gating
+from pgmoe.gating.make import AUTO, GatingInputs, make_gating
 from pgmoe.layout import ExpertLayer
 from pgmoe.memory import return_large_blocks
 from pgmoe.metrics.stats import ExpertStats
@@ -161,8 +161,11 @@ def _gating(config: EngineConfig, loaded: LoadedModel, *, idle: bool) -> Gating:
     """The gating by its name; one that predicts nothing where it would be `idle`."""
     trace = None if config.gating_trace is None else Trace.load(Path(config.gating_trace).expanduser())
     experts_per_layer = tuple(layer.num_experts for layer in loaded.layers)
-    ahead = tuple(look_aheads(loaded.model, loaded.sockets)) if config.gating == "speculative" else ()
-    inputs = GatingInputs(experts_per_layer, ahead=ahead, trace=trace)
+    pre_gates, guesses = loaded.pre_gates, config.gating in (AUTO, "speculative")
+    ahead = tuple(look_aheads(loaded.model, loaded.sockets)) if guesses and pre_gates is None else ()
+    selections = tuple(pre_gates.selection_from(s.block) for s in loaded.sockets) if pre_gates else ()
+    level = pre_gates.level if pre_gates else 0
+    inputs = GatingInputs(experts_per_layer, ahead, trace, selections, level)
     return make_gating("on_demand" if idle else config.gating, inputs)
 
 

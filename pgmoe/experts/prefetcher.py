@@ -58,7 +58,7 @@ class Prefetcher:
         self._resting = limited and self._limiter.resting
         self._stats.prefetch_on = not limited or (guessing and not self._resting)
         self._attentive = self._stats.prefetch_on or (not self._resting and self._trust.sample())
-        return self._gating.look_ahead(layer, hidden) if self._attentive else None
+        return self._gating.look_ahead(layer, hidden) if self._attentive or self._gating.exact else None
 
     def follow(self, routing: Routing, selected: Collection[int]) -> None:
         """This layer's experts are known and ordered: order what comes next, as far as that is allowed."""
@@ -68,14 +68,13 @@ class Prefetcher:
         for grade, expert in guessed if lone else ():
             self._trust.score(grade, expert in selected)
         self._stats.prefetch_switches = self._trust.num_switches
-        if self._resting:  # then the gating learns nothing either: that is most of what it costs
+        if self._resting and not self._gating.exact:  # learning what to guess is most of what it costs
             return
-        predictions = self._gating.predict(routing)
-        if not self._attentive:
-            return
-        for prediction in predictions:
+        for prediction in self._gating.predict(routing):
             if prediction.exact or not self._gating.limited:
                 self._order(prediction, prediction.experts, UNLIMITED)
+            elif not self._attentive:
+                continue
             elif lone:
                 self._order(prediction, self._trusted(prediction), self._limit())
             elif self._trust.on:

@@ -11,6 +11,7 @@ from pgmoe.errors import ConfigError
 from pgmoe.gating.on_demand import OnDemand
 from pgmoe.gating.oracle import Oracle
 from pgmoe.gating.prefetch_all import PrefetchAll
+from pgmoe.gating.pregated import Pregated
 from pgmoe.gating.speculative import Speculative
 from pgmoe.gating.statistical import Statistical
 from pgmoe.routing import Gating
@@ -26,9 +27,26 @@ class GatingInputs:
     """For each MoE layer its look-ahead, see Speculative. None at all: nothing is looked ahead."""
     trace: Trace | None = None
     """What the oracle replays."""
+    selections: Sequence[Callable[[Tensor], Tensor] | None] = field(default=())
+    """Of a pre-gated model for each MoE layer, see Pregated. None at all: the model is not pre-gated."""
+    level: int = 0
+    """Layers from a selection to the one that it is for."""
+
+
+def _pregated(inputs: GatingInputs) -> Gating:
+    if not inputs.selections:
+        raise ConfigError(
+            "gating 'pregated': this model selects no experts ahead; `pgmoe pregate` makes one that does"
+        )
+    return Pregated(inputs.selections, inputs.level, inputs.experts_per_layer)
 
 
 def _speculative(inputs: GatingInputs) -> Gating:
+    if inputs.selections:
+        raise ConfigError(
+            "gating 'speculative' guesses what a pre-gated model, as this one is, has selected already; "
+            "choose 'pregated'"
+        )
     ahead = inputs.ahead or [None] * len(inputs.experts_per_layer)
     return Speculative(ahead, inputs.experts_per_layer)
 
@@ -47,9 +65,11 @@ def _oracle(inputs: GatingInputs) -> Gating:
     return Oracle(inputs.trace)
 
 
+AUTO = "auto"
 GATINGS: dict[str, Callable[[GatingInputs], Gating]] = {
     "on_demand": lambda _: OnDemand(),
     "prefetch_all": lambda inputs: PrefetchAll(inputs.experts_per_layer),
+    "pregated": _pregated,
     "speculative": _speculative,
     "statistical": lambda inputs: Statistical(inputs.experts_per_layer),
     "oracle": _oracle,
@@ -58,14 +78,16 @@ GATINGS: dict[str, Callable[[GatingInputs], Gating]] = {
 
 def check_gating(name: str) -> None:
     """Raise ConfigError for an unknown name."""
-    if name not in GATINGS:
-        raise ConfigError(f"gating {name!r} is unknown; choose one of {', '.join(sorted(GATINGS))}")
+    if name not in (AUTO, *GATINGS):
+        raise ConfigError(f"gating {name!r} is unknown; choose one of {', '.join([AUTO, *sorted(GATINGS)])}")
 
 
 def make_gating(name: str, inputs: GatingInputs) -> Gating:
-    """A new gating of this name.
+    """A new gating of this name; `auto`: what the model has selected where it is pre-gated, else its guesses.
 
     Raises ConfigError for an unknown name, and for an oracle without a trace of this model.
     """
     check_gating(name)
+    if name == AUTO:
+        name = "pregated" if inputs.selections else "speculative"
     return GATINGS[name](inputs)

@@ -14,6 +14,7 @@ class OnDemand:
 
     predicts = False
     limited = True
+    exact = False
 
     def begin(self, sequence: str) -> None:
         """See Gating."""

@@ -24,6 +24,7 @@ class Oracle:
 
     predicts = True
     limited = False
+    exact = True
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace

@@ -20,6 +20,7 @@ class RecordingGating:
 
     predicts = True
     limited = False
+    exact = False
 
     def __init__(self, inner: Gating) -> None:
         self._inner = inner

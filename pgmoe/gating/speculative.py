@@ -23,6 +23,7 @@ class Speculative:
 
     predicts = True
     limited = True
+    exact = False
 
     def __init__(
         self,

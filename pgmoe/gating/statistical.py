@@ -27,6 +27,7 @@ class Statistical:
 
     predicts = True
     limited = True
+    exact = False
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ are planned as they are stored.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -61,19 +62,13 @@ def plan_bytes(
         experts = [0] if socket.fused else range(socket.num_experts)
         targets |= {key.format(e): _Sources() for key in socket.keys.values() for e in experts}
     dense: list[str] = []
-    mapping = get_model_conversion_mapping(whole)
-    renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
-    converters = [m for m in mapping if isinstance(m, WeightConverter)]
-    by_pattern = {p: c for c in converters for p in c.source_patterns}
-    state = whole.state_dict()
     weights = join(checkpoint)
-    for key in sorted(weights, key=dot_natural_key):
-        target, pattern = rename_source_key(key, renamings, converters, whole.base_model_prefix, state)
+    for key, target, pattern, converter in _targets(weights, whole):
         if target not in targets:
             dense += [part.key for part in weights[key].parts.values()]
             continue
         sources = targets[target]
-        sources.converter = by_pattern[pattern] if pattern else None
+        sources.converter = converter
         sources.tensors[pattern or key].append(weights[key])
     lost = [t for t, sources in targets.items() if not sources.tensors]
     if lost:
@@ -82,6 +77,29 @@ def plan_bytes(
         )
     layers = (_layer(socket, targets, checkpoint.encoding, expanded) for socket in sockets)
     return BytePlan(tuple(layers), tuple(dense))
+
+
+def stored_keys(checkpoint: Checkpoint, model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """The checkpoint's key of each of these tensors of the model. Raises CorruptCheckpoint if one is missing."""
+    found = {target: key for key, target, _, _ in _targets(join(checkpoint), model)}
+    lost = [name for name in names if name not in found]
+    if lost:
+        raise CorruptCheckpoint(f"{checkpoint.folder}: no weights for {len(lost)} tensors, e.g. {lost[0]}")
+    return {name: found[name] for name in names}
+
+
+def _targets(
+    keys: Iterable[str], model: PreTrainedModel
+) -> Iterator[tuple[str, str, str | None, WeightConverter | None]]:
+    """Of each key: the model's name for it, and by which pattern and converter it gets there, if any."""
+    mapping = get_model_conversion_mapping(model)
+    renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
+    converters = [m for m in mapping if isinstance(m, WeightConverter)]
+    by_pattern = {p: c for c in converters for p in c.source_patterns}
+    state = model.state_dict()
+    for key in sorted(keys, key=dot_natural_key):
+        target, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
+        yield key, target, pattern, by_pattern[pattern] if pattern else None
 
 
 def _layer(

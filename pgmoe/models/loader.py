@@ -20,6 +20,7 @@ from pgmoe.models.checkpoint import Checkpoint, StoredTensor
 from pgmoe.models.dense import fill, num_bytes, try_fill, without_experts
 from pgmoe.models.families import find_sockets
 from pgmoe.models.pack_plan import plan_pack
+from pgmoe.models.pre_gate import PreGates, pre_gate
 from pgmoe.models.quantised_tensor import join
 from pgmoe.models.socket import ExpertSocket
 from pgmoe.models.stored_embedding import StoredEmbedding, find_embedding
@@ -38,6 +39,8 @@ class LoadedModel:
     """Bytes of memory that everything but the experts takes."""
     embedding: StoredEmbedding | None
     """The input embedding, if it stays in its file."""
+    pre_gates: PreGates | None
+    """How it selects experts ahead, if it does."""
 
     def close(self) -> None:
         """Give back files. The model computes no more."""
@@ -100,6 +103,7 @@ def read_plan(model: str) -> ModelPlan:
         plan = plan_bytes(checkpoint, whole, sockets, expanded=expanded)
     dtype = plan.layers[0].dtype
     skeleton = try_fill(checkpoint, config, model_class, plan.dense_keys, dtype)
+    pre_gate(skeleton)
     return ModelPlan(
         checkpoint=checkpoint,
         config=config,
@@ -135,7 +139,9 @@ def load_model(plan: ModelPlan, *, dtype: torch.dtype, device: torch.device) -> 
         )
         on_failure.pop_all()
     sockets = tuple(find_sockets(model))
-    return LoadedModel(model, plan.checkpoint, plan.layers, sockets, num_bytes(model), embedding)
+    return LoadedModel(
+        model, plan.checkpoint, plan.layers, sockets, num_bytes(model), embedding, pre_gate(model)
+    )
 
 
 def _read_config(checkpoint: Checkpoint) -> PretrainedConfig:

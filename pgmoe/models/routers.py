@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from pgmoe.models.moe_blocks import router_of, stack_of
 from pgmoe.models.socket import ExpertSocket
 
 LookAhead = Callable[[Tensor], Tensor]
@@ -20,7 +21,6 @@ LookAhead = Callable[[Tensor], Tensor]
 Ids at or above the number of experts stand for none. Only enqueues work; for inference mode.
 """
 
-_ROUTERS = ("gate", "router")
 _NORMS = (  # where a layer has several, the first of these stands right before the experts
     "pre_expert_norm", "pre_feedforward_layernorm_2", "pre_feedforward_layernorm", "pre_mlp_layernorm",
     "pre_ff_layernorm", "ffn_norm", "ff_layer_norm", "layer_norm", "post_attention_layernorm", "norm",
@@ -41,7 +41,7 @@ def look_aheads(model: nn.Module, sockets: Sequence[ExpertSocket]) -> list[LookA
     """
     found: list[LookAhead | None] = []
     for here, following in zip(sockets, [*sockets[1:], None], strict=True):
-        if following is None or _stack(here) != _stack(following):
+        if following is None or stack_of(here.name) != stack_of(following.name):
             found.append(None)
             continue
         try:
@@ -55,7 +55,7 @@ def look_aheads(model: nn.Module, sockets: Sequence[ExpertSocket]) -> list[LookA
 class _EarlyRouter:
     """A router behind its own norm, fed with what the norm of the layer before gave."""
 
-    def __init__(self, router: nn.Module, rescale: _Rescale | None) -> None:
+    def __init__(self, router: nn.Module, rescale: Rescale | None) -> None:
         self._router = router
         self._rescale = rescale
 
@@ -68,7 +68,7 @@ class _EarlyRouter:
         raise _Unfit(f"{type(self._router).__name__} gives no ids")
 
 
-class _Rescale:
+class Rescale:
     """From one norm's output to another's for the same input: (N, D) to (N, D).
 
     A norm gives s * x + b, with x the same for norms of one kind; so the other's is
@@ -80,13 +80,13 @@ class _Rescale:
         s_after, b_after = _scale_and_shift(after, like_D)
         ratio = torch.where(s.abs() > 1e-6 * s.abs().max(), s_after / s, 0.0)
         ratio = ratio.where(ratio.to(dtype).isfinite(), 0.0)
-        self._ratio_D = ratio.to(dtype)
-        self._shift_D = (b_after - ratio * b).to(dtype) if b.any() or b_after.any() else None
+        self.ratio_D = ratio.to(dtype)
+        self.shift_D = (b_after - ratio * b).to(dtype) if b.any() or b_after.any() else None
 
     def __call__(self, hidden_ND: Tensor) -> Tensor:
         """The other norm's output."""
-        scaled = hidden_ND * self._ratio_D
-        return scaled if self._shift_D is None else scaled + self._shift_D
+        scaled = hidden_ND * self.ratio_D
+        return scaled if self.shift_D is None else scaled + self.shift_D
 
 
 def _scale_and_shift(norm: nn.Module, like_D: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +110,7 @@ def _look_ahead(model: nn.Module, here: ExpertSocket, following: ExpertSocket) -
     x_ND = torch.randn(_NUM_TRIALS, width, generator=torch.Generator().manual_seed(0))
     x_ND = x_ND.to(weight.device, dtype)
     try:
-        asked = _EarlyRouter(router, _rescale(model, here, following, x_ND))
+        asked = _EarlyRouter(router, rescale(model, here.block, following.block, x_ND))
         ids_NK = asked(x_ND)
     except Exception as error:  # whatever it is: without this router's guess, every answer is the same
         raise _Unfit(f"{type(error).__name__}: {error}") from error
@@ -119,26 +119,24 @@ def _look_ahead(model: nn.Module, here: ExpertSocket, following: ExpertSocket) -
     return asked
 
 
-def _rescale(model: nn.Module, here: ExpertSocket, following: ExpertSocket, x_ND: Tensor) -> _Rescale | None:
-    """None where a layer has no norm before its experts, or the two norms differ in more than s and b."""
+def rescale(model: nn.Module, here: str, following: str, x_ND: Tensor) -> Rescale | None:
+    """From the input of one MoE block, by its module path, to what another's norm makes of the same.
+
+    `x_ND`: some inputs of the right width, device and type, to try it with. None where a layer has no norm
+    before its experts, or the two norms differ in more than s and b.
+    """
     before, after = _norm(model, here), _norm(model, following)
     if before is None or after is None:
         return None
     before, after = copy.deepcopy(before).float(), copy.deepcopy(after).float()
     x_ND, dtype = x_ND.float(), x_ND.dtype
-    trial = _Rescale(before, after, x_ND[0], torch.float32)
+    trial = Rescale(before, after, x_ND[0], torch.float32)
     expected = after(x_ND)
     error = (trial(before(x_ND)) - expected).abs()
     # By the median, as channels that the first norm makes 0 are lost whatever one does.
     if error.median() > 1e-3 * expected.abs().median():
         return None
-    return _Rescale(before, after, x_ND[0], dtype)
-
-
-def _stack(socket: ExpertSocket) -> str:
-    """The module path down to the list of layers: encoder and decoder differ in it."""
-    parts = socket.name.split(".")
-    return ".".join(parts[: next(i for i, part in enumerate(parts) if part.isdigit())])
+    return Rescale(before, after, x_ND[0], dtype)
 
 
 def _width(socket: ExpertSocket) -> int:
@@ -146,16 +144,16 @@ def _width(socket: ExpertSocket) -> int:
 
 
 def _router(model: nn.Module, socket: ExpertSocket) -> nn.Module:
-    block = model.get_submodule(socket.name.rpartition(".")[0])
-    for name in _ROUTERS:
-        if isinstance(found := getattr(block, name, None), nn.Module):
-            return found
-    raise _Unfit(f"{type(block).__name__} has none of {', '.join(_ROUTERS)}")
+    block = model.get_submodule(socket.block)
+    found = router_of(block)
+    if found is None:
+        raise _Unfit(f"{type(block).__name__} has no router of its own")
+    return found[1]
 
 
-def _norm(model: nn.Module, socket: ExpertSocket) -> nn.Module | None:
+def _norm(model: nn.Module, block: str) -> nn.Module | None:
     """The norm whose output the block gets, or None where the block takes the residual stream itself."""
-    layer = model.get_submodule(socket.name.rpartition(".")[0].rpartition(".")[0])
+    layer = model.get_submodule(block.rpartition(".")[0])
     for name in _NORMS:
         if isinstance(found := getattr(layer, name, None), nn.Module):
             # Where no norm precedes attention, the one named for following it normalises what it adds.

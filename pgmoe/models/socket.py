@@ -35,6 +35,11 @@ class ExpertSocket:
     ffn: ExpertFFN
 
     @property
+    def block(self) -> str:
+        """Module path of the MoE block."""
+        return self.name.rpartition(".")[0]
+
+    @property
     def fused(self) -> bool:
         """Whether one tensor holds all experts, the expert index first."""
         return not any("{}" in key for key in self.keys.values())

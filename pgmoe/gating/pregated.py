@@ -1,0 +1,56 @@
+"""Knows a later layer's experts before their turn: the model itself has selected them already.
+
+Source: Hwang et al., "Pre-gated MoE" (arXiv 2308.12066).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import chain
+
+from torch import Tensor
+
+from pgmoe.gating.statistical import Statistical
+from pgmoe.routing import Prediction, Routing
+
+
+class Pregated:
+    """Exact selections `level` layers ahead; statistics for the layers that have a gate of their own."""
+
+    predicts = True
+    limited = True
+    exact = True
+
+    def __init__(
+        self,
+        selections: Sequence[Callable[[Tensor], Tensor] | None],
+        level: int,
+        experts_per_layer: Sequence[int],
+    ) -> None:
+        """`selections[i]`: from layer i's input (N, D) to layer i + level's ids (N, K) int64, or None."""
+        self._selections = tuple(selections)
+        self._level = level
+        self._num_experts = tuple(experts_per_layer)
+        known = {layer + level for layer, select in enumerate(selections) if select is not None}
+        self._statistical = Statistical(experts_per_layer, set(range(len(self._num_experts))) - known)
+
+    def begin(self, sequence: str) -> None:
+        """See Gating."""
+        self._statistical.begin(sequence)
+
+    def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:
+        """See Gating."""
+        select = self._selections[layer]
+        return None if select is None else select(hidden)
+
+    def predict(self, routing: Routing) -> Sequence[Prediction]:
+        """The selection, exact; what statistics say of a layer that selects for itself."""
+        guessed = self._statistical.predict(routing)
+        return (self._selected(routing.layer + self._level, routing.ahead),) if routing.ahead else guessed
+
+    def _selected(self, layer: int, ahead: Sequence[Sequence[int]]) -> Prediction:
+        """Experts of most tokens first."""
+        num_tokens = Counter(e for e in chain.from_iterable(ahead) if e < self._num_experts[layer])
+        used = num_tokens.most_common()
+        return Prediction(layer, tuple(e for e, _ in used), tuple(float(n) for _, n in used), exact=True)
