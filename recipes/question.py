@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _PRONOUN = r"(?:It|He|She|They|Its|His|Her|Their|The (?:city|town|country|state|island|region|river|lake))\b"
-_MIN_CLAUSE_WORDS, _MAX_CLAUSE_WORDS = 3, 12
+_MIN_CLAUSE_WORDS, _MAX_CLAUSE_WORDS = 4, 12
 
 
 @dataclass(frozen=True)

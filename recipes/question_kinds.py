@@ -13,7 +13,8 @@ _NAME = rf"{_CAPITAL}(?:(?: (?:of|the|de|van|von|and|al))* {_CAPITAL})*"
 _YEAR = r"1\d{3}|20\d\d"
 _NUMBER = r"(?<![\d.,–-])\d+(?:,\d{3})*(?:\.\d+)?(?: [mb]illion)?"
 _END = (
-    r"(?=,|;|:|\.(?:\s|$)|\s\(| that | which | who | whose | whom | where | when | and is | and was | but "
+    r"(?=(?: (?:in|by|of|to|for|from|on|with|at|through|during|into))? (?:which|whom|whose) "
+    r"|,|;|:|\.(?:\s|$)|\s\(| that | who | where | when | and is | and was | but "
     r"| used | located | situated | known | named | called | made | caused | characteri[sz]ed | consisting "
     r"| written | founded | born | spoken | native | developed | designed | formed | found | based )"
 )
@@ -110,8 +111,8 @@ def _of_things() -> Iterator[Kind]:
     )
     yield _kind(
         "alias",
-        r"\b(?:also|commonly|better|formerly|sometimes|simply) (?:known|called|spelled|referred to) (?:as )?"
-        rf"(?!for |to |by )(?P<answer>[^,.;:()]+?)(?:(?= or | and | is | are | was )|{_END})",
+        r"^.{,80}?\b(?:also|commonly|better|formerly|sometimes|simply) (?:known|called|spelled|referred to) "
+        rf"(?:as )?(?!for |to |by )(?P<answer>[^,.;:()]+?)(?:(?= or | and | is | are | was )|{_END})",
         about("By what other name is {title} known?"),
         of_subject=True,
     )

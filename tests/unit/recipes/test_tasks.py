@@ -26,6 +26,7 @@ WRITER = Article(
     "Danish writer (1805–1875)",
     "People",
 )
+CHESS = Article("Chess", "Chess is a game in which two players move pieces.", "", "")
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,7 @@ WRITER = Article(
         (WRITER, "Of what nation or culture is Anna Holm?", "Danish"),
         (WRITER, "Where was Anna Holm born?", "Odense"),
         (WRITER, "By what other name is Anna Holm known?", "the Owl"),
+        (CHESS, "What is Chess?", "a game"),
         (WRITER, "By whom: The Moon was written? (Anna Holm)", "Karl Lund"),
     ],
 )
