@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _PRONOUN = r"(?:It|He|She|They|Its|His|Her|Their|The (?:city|town|country|state|island|region|river|lake))\b"
+_UNFINISHED = re.compile(r"(?:['’]s| (?:in|by|of|to|for|from|on|with|at|between))$")
 _MIN_CLAUSE_WORDS, _MAX_CLAUSE_WORDS = 4, 12
 
 
@@ -45,7 +46,7 @@ class Kind:
         if self.of_subject and not re.match(rf"(?:The |An? )?{re.escape(title)}|{_PRONOUN}", sentence):
             return None
         answer, text = _trimmed(match["answer"]), self.put(title, match)
-        fits = 0 < len(answer.split()) <= self.max_words and not answer.endswith(("'s", "’s"))
+        fits = 0 < len(answer.split()) <= self.max_words and not _UNFINISHED.search(answer)
         return Question(self.name, text, answer) if text and fits and answer in passage else None
 
 

@@ -16,8 +16,10 @@ _END = (
     r"(?=(?: (?:in|by|of|to|for|from|on|with|at|through|during|into))? (?:which|whom|whose) "
     r"|,|;|:|\.(?:\s|$)|\s\(| that | who | where | when | and is | and was | but "
     r"| used | located | situated | known | named | called | made | caused | characteri[sz]ed | consisting "
-    r"| written | founded | born | spoken | native | developed | designed | formed | found | based )"
+    r"| written | founded | born | spoken | native | developed | designed | formed | found | based "
+    r"| usually | typically | often | commonly | primarily | mainly | mostly | generally | widely )"
 )
+_LISTED = re.compile(r", (?!(?:and|or|a|an|the|in|of|as|with|where)\b)[a-z]")
 _DONE = (
     "written|founded|created|invented|discovered|developed|directed|painted|designed|built|led|ruled|composed"
     "|published|introduced|established|produced|coined|proposed|formed|described|owned|used|influenced|defeated"
@@ -55,6 +57,12 @@ def _kind(
     once: bool = False,
 ) -> Kind:
     return Kind(name, re.compile(pattern), put, first_only, of_subject, once)
+
+
+def _what(title: str, match: re.Match[str]) -> str:
+    """No question where the answer is 'a long' of 'a long, narrow boat'."""
+    listed = _LISTED.match(match.string, match.end("answer")) and len(match["answer"].split()) == 2
+    return "" if listed else f"What is {title}?"
 
 
 def _of_people() -> Iterator[Kind]:
@@ -125,7 +133,7 @@ def _of_things() -> Iterator[Kind]:
     yield _kind(
         "what",
         rf"^.{{2,80}}? (?:is|was|are|were|refers to) (?P<answer>(?:an?|the|one of) [^,.;:()]+?){_END}",
-        about("What is {title}?"),
+        _what,
         first_only=True,
     )
 

@@ -59,6 +59,13 @@ def test_no_question_is_put_on_what_is_said_of_something_else() -> None:
     assert not [prompt for prompt in asked if "located" in prompt.partition(" context")[0]]
 
 
+@pytest.mark.parametrize(
+    "text", ["A canoe is a long, narrow boat.", "A canoe is a vessel for, at best, two."]
+)
+def test_no_question_is_put_whose_answer_would_be_cut_short(text: str) -> None:
+    assert extractive([Article("Canoe", text, "", "")], num_test=0).train == ()
+
+
 def test_no_question_is_put_where_two_numbers_would_answer_it() -> None:
     article = Article("Owls", "They have 3 genera. They had 5 genera.", "", "")
     assert extractive([article], num_test=0).train == ()
