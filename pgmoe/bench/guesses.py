@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,8 +34,10 @@ LENGTH = 256
 class _Seen:
     """What one layer was given in one pass."""
 
-    hidden_ND: Tensor
-    id_NK: Tensor
+    hidden: Tensor
+    """(N, D)."""
+    chosen: Tensor
+    """(N, K)."""
 
 
 class _Watched:
@@ -103,7 +105,7 @@ def measure_guesses(
     chosen, shares, chance = _guess(arm, place, token_ids, distances, progress)
     committed = None
     if pre_gated is not None:
-        committed = _agreement(arm, _at(place, pre_gated), token_ids, chosen, progress)
+        committed = _agreement(arm, replace(place, model=pre_gated), token_ids, chosen, progress)
     return GuessesResult(
         name=f"guesses-{Path(place.model).name}",
         date=now(),
@@ -138,13 +140,13 @@ def _guess(
         for number, ids in enumerate(token_ids):
             progress(f"guessing, document {number + 1}", number, len(token_ids))
             seen = watched.run(ids)
-            chosen.append([one.id_NK for one in seen])
+            chosen.append([one.chosen for one in seen])
             for distance, routers in asked.items():
                 for layer, ask in enumerate(routers):
                     if ask is not None:
                         with torch.inference_mode():
-                            known = ask(seen[layer].hidden_ND)
-                        shares[distance].add(layer + distance, seen[layer + distance].id_NK, known)
+                            known = ask(seen[layer].hidden)
+                        shares[distance].add(layer + distance, seen[layer + distance].chosen, known)
         progress("guessed", len(token_ids), len(token_ids))
         return chosen, list(shares.values()), sockets[0].top_k / sockets[0].num_experts
 
@@ -164,7 +166,7 @@ def _agreement(
         for number, (ids, before) in enumerate(zip(token_ids, chosen, strict=True)):
             progress(f"pre-gated, document {number + 1}", number, len(token_ids))
             for layer, one in enumerate(watched.run(ids)):
-                shares.add(layer, before[layer], one.id_NK)
+                shares.add(layer, before[layer], one.chosen)
         progress("compared", len(token_ids), len(token_ids))
         return shares.recall()
 
@@ -175,10 +177,6 @@ def _tokens(model: str, documents: Sequence[str]) -> list[list[int]]:
         raise ConfigError(f"{model} has no tokenizer; copy its files there")
     found = [tokenizer(document)["input_ids"][:LENGTH] for document in documents]
     return [ids for ids in found if ids]
-
-
-def _at(place: Place, model: str) -> Place:
-    return Place(model, place.device, place.num_threads, place.waits, place.scratch)
 
 
 def _ahead(distance: int) -> str:

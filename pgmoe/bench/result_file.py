@@ -9,6 +9,9 @@ from pydantic import TypeAdapter, ValidationError
 from pgmoe.bench.curve_plot import plot_curve
 from pgmoe.bench.curve_report import render_curve
 from pgmoe.bench.curve_result import CurveResult
+from pgmoe.bench.guesses_plot import plot_guesses
+from pgmoe.bench.guesses_report import render_guesses
+from pgmoe.bench.guesses_result import GuessesResult
 from pgmoe.bench.plot import plot
 from pgmoe.bench.policies import PolicyResult
 from pgmoe.bench.policies import render as render_policies
@@ -22,7 +25,7 @@ from pgmoe.bench.report import render
 from pgmoe.bench.result import Result
 from pgmoe.errors import ConfigError
 
-AnyResult = Result | CurveResult | ReadsResult | ProfileResult | PolicyResult
+AnyResult = Result | CurveResult | ReadsResult | ProfileResult | PolicyResult | GuessesResult
 # What sets them apart are the fields that each must have.
 _ADAPTER: TypeAdapter[AnyResult] = TypeAdapter(AnyResult)
 
@@ -47,6 +50,8 @@ def render_result(result: AnyResult) -> str:
         return render_policies(result)
     if isinstance(result, ProfileResult):
         return render_profile(result)
+    if isinstance(result, GuessesResult):
+        return render_guesses(result)
     return render_reads(result) if isinstance(result, ReadsResult) else render(result)
 
 
@@ -58,6 +63,8 @@ def draw_result(result: AnyResult, path: Path) -> None:
         plot_curve(result, path)
     elif isinstance(result, ProfileResult):
         plot_profile(result, path)
+    elif isinstance(result, GuessesResult):
+        plot_guesses(result, path)
     elif isinstance(result, ReadsResult):
         plot_reads(result, path)
     else:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pgmoe.cli.bench_guesses import guesses
 from pgmoe.cli.bench_memory import curve, prefetch, reads
 from pgmoe.cli.bench_options import RESULTS, Folder, Out, Rounds, Threads, Tokens, make_random, measure
 from pgmoe.cli.bench_profile import profile
@@ -16,6 +17,7 @@ from pgmoe.cli.default_model import FOLDER_NAME, build_if_missing, cache_folder
 
 app = typer.Typer(help="Measure engines beside each other on one checkpoint.", no_args_is_help=True)
 app.command()(curve)
+app.command()(guesses)
 app.command()(prefetch)
 app.command()(profile)
 app.command()(reads)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
+from transformers import PreTrainedModel
 
 from pgmoe.bench.arms.clock import TokenClock
 from pgmoe.bench.arms.stepwise import answer_stepwise
@@ -16,6 +17,7 @@ from pgmoe.engine.engine import Engine
 from pgmoe.layout import ExpertLayer
 from pgmoe.metrics.stats import ExpertStats
 from pgmoe.models.moe import RoutedExperts
+from pgmoe.models.socket import ExpertSocket
 from pgmoe.request import Request, SamplingParams
 
 
@@ -59,6 +61,16 @@ class LoadedEngine:
     def layers(self) -> tuple[ExpertLayer, ...]:
         """The model's MoE layers."""
         return self._engine.loaded.layers
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """transformers' model, whose experts are the engine's."""
+        return self._engine.loaded.model
+
+    @property
+    def sockets(self) -> tuple[ExpertSocket, ...]:
+        """Where its MoE layers take their experts."""
+        return self._engine.loaded.sockets
 
     @property
     def stats(self) -> ExpertStats:

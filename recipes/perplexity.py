@@ -1,0 +1,122 @@
+"""Perplexity of models on text that none of them has seen, by source.
+
+`python -m recipes.perplexity TEXT.parquet MODEL... --json OUT` prints a table: `exp` of the mean negative
+log-likelihood of all tokens but each document's first. A pre-gated MODEL is routed as its config says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pgmoe.cli.console import steps_bar
+from pgmoe.models.pre_gate import pre_gate
+from recipes.document import Document
+from recipes.lm_text import read_documents
+
+TOTAL = "all"
+LENGTH = 512
+"""Tokens of a document that are read; the rest is left out."""
+_TOKENS_A_BATCH = 4096
+
+
+@dataclass
+class Sums:
+    """Of one source's tokens."""
+
+    nats: float = 0.0
+    num_tokens: int = 0
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean."""
+        return math.exp(self.nats / self.num_tokens)
+
+
+def load(folder: str) -> tuple[Any, Any]:
+    """Model and tokenizer, in the type that is stored."""
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_pretrained(folder, dtype="auto", use_safetensors=True).eval()
+    pre_gate(model)
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+@torch.inference_mode()
+def perplexities(
+    model: Any, tokenizer: Any, documents: Sequence[Document], progress: Callable[[int, int], None]
+) -> dict[str, Sums]:
+    """By source, and of all."""
+    sums: dict[str, Sums] = {TOTAL: Sums()}
+    done = 0
+    for batch in _batches(documents, tokenizer):
+        ids_BS = torch.nn.utils.rnn.pad_sequence(
+            [ids for _, ids in batch], batch_first=True, padding_value=-1
+        )
+        seen_BS = ids_BS >= 0
+        logits = model(input_ids=ids_BS.clamp(min=0), attention_mask=seen_BS.long(), use_cache=False).logits
+        nats_BS = torch.nn.functional.cross_entropy(
+            logits[:, :-1].float().transpose(1, 2), ids_BS[:, 1:], ignore_index=-1, reduction="none"
+        )
+        for (source, ids), nats in zip(batch, nats_BS.sum(1).tolist(), strict=True):
+            for name in (source, TOTAL):
+                total = sums.setdefault(name, Sums())
+                total.nats += nats
+                total.num_tokens += len(ids) - 1
+        done += len(batch)
+        progress(done, len(documents))
+    return sums
+
+
+def _batches(documents: Sequence[Document], tokenizer: Any) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    """Documents of like length together, the longest first."""
+    rows = [
+        (document.source, torch.tensor(tokenizer(document.text)["input_ids"][:LENGTH]))
+        for document in documents
+    ]
+    rows = sorted((row for row in rows if len(row[1]) > 1), key=lambda row: -len(row[1]))
+    while rows:
+        count = max(1, _TOKENS_A_BATCH // len(rows[0][1]))
+        yield rows[:count]
+        rows = rows[count:]
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    documents = read_documents(args.text)
+    found: dict[str, dict[str, Sums]] = {}
+    for folder in args.models:
+        with steps_bar() as progress:
+            told = partial(progress, Path(folder).name)
+            found[folder] = perplexities(*load(folder), documents, told)
+    table = Table("source", "tokens", *(Path(folder).name for folder in found))
+    sources = next(iter(found.values()))
+    for source in sorted(sources, key=lambda name: (name == TOTAL, name)):
+        cells = [f"{sums[source].perplexity:.3f}" for sums in found.values()]
+        table.add_row(source, str(sources[source].num_tokens), *cells)
+    Console().print(table)
+    if args.json is not None:
+        result = {
+            Path(f).name: {s: {"perplexity": x.perplexity, "tokens": x.num_tokens} for s, x in sums.items()}
+            for f, sums in found.items()
+        }
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
