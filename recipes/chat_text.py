@@ -42,8 +42,8 @@ OF_ARTICLES = (
     "Say this in simpler words: {text}",
     "Ask a question about this text, and answer it: {text}",
 )
-BATCH, MAX_NEW_TOKENS = 48, 160
-TEMPERATURE, TOP_P = 0.7, 0.95
+BATCH, MAX_NEW_TOKENS = 48, 128
+TEMPERATURE, TOP_K = 0.7, 40
 
 
 def questions(articles: Sequence[Article], nouns: Sequence[str], count: int, seed: int) -> list[str]:
@@ -84,7 +84,7 @@ class DenseChat:
         )
         with torch.inference_mode():
             ids = self._model.generate(
-                **given, do_sample=True, temperature=TEMPERATURE, top_p=TOP_P, max_new_tokens=MAX_NEW_TOKENS
+                **given, do_sample=True, temperature=TEMPERATURE, top_k=TOP_K, max_new_tokens=MAX_NEW_TOKENS
             )
         for prompt, row in zip(prompts, ids[:, given["input_ids"].shape[1] :], strict=True):
             yield prompt + self._tokenizer.decode(row, skip_special_tokens=True) + "<|im_end|>\n"
@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--corpora", type=Path, default=CACHE)
-    parser.add_argument("--count", type=int, default=1200)
+    parser.add_argument("--count", type=int, default=480)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     articles = read_articles(fetch(WIKI, args.corpora))

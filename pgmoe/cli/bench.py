@@ -13,7 +13,7 @@ from pgmoe.cli.bench_memory import curve, prefetch, reads
 from pgmoe.cli.bench_options import RESULTS, Folder, Out, Rounds, Threads, Tokens, make_random, measure
 from pgmoe.cli.bench_profile import profile
 from pgmoe.cli.console import steps_bar
-from pgmoe.cli.default_model import FOLDER_NAME, build_if_missing, cache_folder
+from pgmoe.cli.default_model import build_if_missing, cache_folder, default_folder
 
 app = typer.Typer(help="Measure engines beside each other on one checkpoint.", no_args_is_help=True)
 app.command()(curve)
@@ -36,7 +36,7 @@ def default_model(
     """The default model: all experts resident, 25 %, transformers, accelerate's disk offload."""
     from pgmoe.bench import benchmarks
 
-    model = folder or cache_folder() / FOLDER_NAME
+    model = folder or default_folder()
     build_if_missing(model)
     measure(benchmarks.default_model(str(model), tokens), model, "cpu", threads, rounds, out)
 

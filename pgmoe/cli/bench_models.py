@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pgmoe.cli.bench_options import make_random, scratch_folder
-from pgmoe.cli.default_model import FOLDER_NAME, build_if_missing, cache_folder
+from pgmoe.cli.default_model import Kind, build_if_missing, default_folder
 
 if TYPE_CHECKING:
     from pgmoe.bench.job import Job
@@ -23,11 +23,17 @@ LOCALITY = (
 )
 """Of the checkpoint with LOCAL_SPREAD, measured apart from any engine."""
 
+DEFAULTS: dict[str, Kind] = {
+    "default": "pre-gated",
+    "default-conventional": "conventional",
+    "default-equal": "equal",
+}
 ModelKind = Annotated[
     str,
     typer.Argument(
-        help="default, olmoe-like (3.5 GB of random weights, planted locality), small-moe (of `pgmoe bench "
-        "small-moe`), a folder, or a hub id."
+        help="default (pre-gated), default-conventional (its twin), default-equal (before training), "
+        "olmoe-like (3.5 GB of random weights, planted locality), small-moe (of `pgmoe bench small-moe`), a "
+        "folder, or a hub id."
     ),
 ]
 
@@ -37,8 +43,8 @@ def checkpoint_of(model: str) -> Path:
     from pgmoe.bench.random_model import OLMOE_HALF
     from pgmoe.models.checkpoint import resolve_folder
 
-    if model == "default":
-        build_if_missing(folder := cache_folder() / FOLDER_NAME)
+    if model in DEFAULTS:
+        build_if_missing(folder := default_folder(DEFAULTS[model]), DEFAULTS[model])
         return folder
     if model == "small-moe":
         return scratch_folder() / model
@@ -54,7 +60,7 @@ def workload_of(model: str, folder: Path, num_tokens: int) -> tuple[Job, str]:
     from pgmoe.bench import benchmarks
     from pgmoe.bench.random_model import OLMOE_HALF
 
-    if model == "default":
+    if model in DEFAULTS:
         return benchmarks.chat_job(str(folder), num_tokens), benchmarks.CHAT
     if model == "small-moe":
         job = benchmarks.text_job(str(folder), num_tokens)

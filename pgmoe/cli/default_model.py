@@ -5,36 +5,55 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from pgmoe.cli.console import bytes_bar
 
-FOLDER_NAME = "smollm2-8x135m"
+Kind = Literal["pre-gated", "conventional", "equal"]
+FOLDER_NAMES: dict[Kind, str] = {
+    "pre-gated": "smollm2-8x135m-pregated",
+    "conventional": "smollm2-8x135m-conventional",
+    "equal": "smollm2-8x135m",
+}
 
 
 def default_model(
     out: Annotated[
         Path | None,
-        typer.Argument(help=f"Folder to write; {FOLDER_NAME} in pgmoe's cache folder if not given."),
+        typer.Argument(
+            help="Folder to write; one in pgmoe's cache folder, named for the kind, if not given."
+        ),
     ] = None,
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            help="pre-gated: gates select for the next block; conventional: the twin with the same experts "
+            "whose gates select for their own; equal: eight copies of the dense network."
+        ),
+    ] = "pre-gated",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Build the default model (SmolLM2-135M-Instruct as 8 equal experts) if need be; print its folder."""
-    folder = out.expanduser() if out is not None else cache_folder() / FOLDER_NAME
-    built = build_if_missing(folder)
+    """Build the default model (SmolLM2-135M-Instruct as 8 experts) if need be; print its folder."""
+    folder = out.expanduser() if out is not None else default_folder(kind)
+    built = build_if_missing(folder, kind)
     typer.echo(json.dumps({"folder": str(folder), "built": built}) if as_json else folder)
 
 
-def build_if_missing(folder: Path) -> bool:
+def default_folder(kind: Kind = "pre-gated") -> Path:
+    """Where the default model of this kind lies."""
+    return cache_folder() / FOLDER_NAMES[kind]
+
+
+def build_if_missing(folder: Path, kind: Kind = "pre-gated") -> bool:
     """Build the model unless `folder` has one; whether it was built."""
     if (folder / "config.json").is_file():
         return False
     from pgmoe.training.default_model import build_default_model
 
     with bytes_bar("Building the default model") as progress:
-        build_default_model(folder, progress)
+        build_default_model(folder, progress, kind)
     return True
 
 

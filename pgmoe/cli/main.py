@@ -8,6 +8,7 @@ import sys
 import typer
 
 from pgmoe import openmp
+from pgmoe.cli.answers import answers
 from pgmoe.cli.bench import app as bench
 from pgmoe.cli.default_model import default_model
 from pgmoe.cli.generate import generate
@@ -34,6 +35,7 @@ app.command()(pack)
 app.command()(plan)
 app.command()(selftest)
 app.command()(trace)
+app.command()(answers)
 app.command()(simulate)
 app.command()(upcycle)
 app.command()(pregate)

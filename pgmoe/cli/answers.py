@@ -1,0 +1,83 @@
+"""`pgmoe answers`: what a model says to many prompts, as data for `pgmoe finetune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pgmoe.cli.console import bytes_bar, steps_bar
+from pgmoe.cli.generate import as_prompt
+from pgmoe.cli.options import Device, DeviceMemory, HostMemory, Model
+from pgmoe.cli.trace import read_prompts
+from pgmoe.new_file import check_new_file
+
+if TYPE_CHECKING:
+    from pgmoe.engine.llm import LLM
+    from pgmoe.request import SamplingParams
+
+
+def answers(
+    model: Model,
+    prompts: Annotated[Path, typer.Option(help="A prompt a line; in a .jsonl file, JSON with a `prompt`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The Parquet file to write.")],
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of each answer.")] = 256,
+    at_once: Annotated[int, typer.Option(min=1, help="Prompts that take turns, a step each.")] = 4,
+    device_memory: DeviceMemory = "100%",
+    host_memory: HostMemory = "auto",
+    device: Device = "auto",
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    top_p: Annotated[float, typer.Option()] = 0.95,
+    seed: Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
+) -> None:
+    """Answer prompts and write both down: text of the model's own to distil it from.
+
+    The file has the column `messages` for a model that chats, else `prompt` and `completion`.
+    """
+    from pgmoe.engine.llm import LLM
+    from pgmoe.request import SamplingParams
+
+    check_new_file(out)
+    texts = read_prompts(prompts)
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    with bytes_bar(f"Loading {model}") as bar:
+        llm = LLM(
+            model,
+            progress=bar,
+            device=device,
+            device_memory=device_memory,
+            host_memory=host_memory,
+            max_running=at_once,
+        )
+    with llm, steps_bar() as progress:
+        chats = not raw and llm.tokenizer is not None and bool(llm.tokenizer.chat_template)
+        said: list[str] = []
+        for first in range(0, len(texts), at_once):
+            said += _answer(llm, texts[first : first + at_once], params, raw=raw)
+            progress("prompts answered", len(said), len(texts))
+    _write(texts, said, out, chats=chats)
+    typer.echo(f"{len(texts)} answers written to {out}", err=True)
+
+
+def _answer(llm: LLM, texts: list[str], params: SamplingParams, *, raw: bool) -> list[str]:
+    together = [as_prompt(llm, text, raw=raw) for text in texts]
+    prompts = [prompt for prompt, _ in together]
+    return [c.text for c in llm.generate(prompts, params, add_special_tokens=together[0][1])]
+
+
+def _write(texts: list[str], said: list[str], out: Path, *, chats: bool) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if chats:
+        roles = ("user", "assistant")
+        rows = [
+            [{"role": role, "content": content} for role, content in zip(roles, turn, strict=True)]
+            for turn in zip(texts, said, strict=True)
+        ]
+        table = pa.table({"messages": rows})
+    else:
+        table = pa.table({"prompt": texts, "completion": said})
+    parquet.write_table(table, out, compression="zstd")

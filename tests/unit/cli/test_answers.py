@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+from typer.testing import CliRunner
+
+from pgmoe import LLM, SamplingParams
+from pgmoe.cli.main import app
+from pgmoe.errors import ConfigError
+from tests.support.checkpoints import save_tiny_chat
+
+PROMPTS = ["Why is the sky blue?", "Hello", "What is 2 + 2?"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_chat(tmp_path_factory.mktemp("answers") / "tiny-chat")
+
+
+def answers(model: Path, folder: Path, *options: str) -> list[dict[str, object]]:
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    arguments = [
+        "answers",
+        str(model),
+        "--prompts",
+        str(folder / "prompts.txt"),
+        "-o",
+        str(folder / "out.parquet"),
+    ]
+    limits = ["--max-tokens", "8", "--temperature", "0", "--at-once", "2", "--device", "cpu"]
+    run = CliRunner().invoke(app, [*arguments, *limits, *options])
+    assert run.exit_code == 0, run.output
+    assert "3 answers written to" in run.stderr
+    rows: list[dict[str, object]] = parquet.read_table(folder / "out.parquet").to_pylist()
+    return rows
+
+
+def test_chats_are_written_as_messages(model: Path, tmp_path: Path) -> None:
+    rows = answers(model, tmp_path)
+    asked = [row["messages"][0] for row in rows]  # type: ignore[index]
+    assert asked == [{"role": "user", "content": prompt} for prompt in PROMPTS]
+    said = [row["messages"][1] for row in rows]  # type: ignore[index]
+    assert {turn["role"] for turn in said} == {"assistant"}
+    assert len({turn["content"] for turn in said}) == 3
+
+
+def test_without_a_template_prompt_and_completion_are_written(model: Path, tmp_path: Path) -> None:
+    rows = answers(model, tmp_path, "--raw")
+    with LLM(model, device="cpu") as llm:
+        said = llm.generate(PROMPTS, SamplingParams(max_tokens=8, temperature=0))
+    assert rows == [
+        {"prompt": prompt, "completion": answer.text} for prompt, answer in zip(PROMPTS, said, strict=True)
+    ]
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no folder"):
+        CliRunner().invoke(
+            app,
+            ["answers", "missing", "--prompts", "x", "-o", str(tmp_path / "no" / "out.parquet")],
+            catch_exceptions=False,
+        )
