@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from pgmoe.config import EngineConfig
     from pgmoe.engine.async_engine import AsyncEngine
     from pgmoe.engine.llm import LLM
+    from pgmoe.models.pre_gate import pre_gate
     from pgmoe.request import Completion, Request, RequestOutput, SamplingParams
 
 _HOMES = {
@@ -18,9 +19,19 @@ _HOMES = {
     "Request": "pgmoe.request",
     "RequestOutput": "pgmoe.request",
     "Completion": "pgmoe.request",
+    "pre_gate": "pgmoe.models.pre_gate",
 }
 
-__all__ = ["LLM", "AsyncEngine", "Completion", "EngineConfig", "Request", "RequestOutput", "SamplingParams"]
+__all__ = [
+    "LLM",
+    "AsyncEngine",
+    "Completion",
+    "EngineConfig",
+    "Request",
+    "RequestOutput",
+    "SamplingParams",
+    "pre_gate",
+]
 
 
 def __getattr__(name: str) -> object:

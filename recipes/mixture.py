@@ -24,8 +24,8 @@ SHARES = {
     "perl-doc": 0.08,
 }
 """Of all characters. Running prose above all: it is what people ask a model to write."""
-NUM_CHARS = 2_800_000
-NUM_HELD_OUT_CHARS = 250_000
+NUM_CHARS = 2_200_000
+NUM_HELD_OUT_CHARS = 200_000
 _CHATS_HELD_OUT_ONE_IN = 20
 
 

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pgmoe import pre_gate
 from pgmoe.cli.console import steps_bar
-from pgmoe.models.pre_gate import pre_gate
 from recipes.document import Document
 from recipes.lm_text import read_documents
 

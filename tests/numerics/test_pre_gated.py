@@ -13,12 +13,12 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pgmoe import pre_gate
 from pgmoe.config import EngineConfig
 from pgmoe.engine.engine import Engine
 from pgmoe.experts.pool import ExpertPool
 from pgmoe.layout import ExpertId
 from pgmoe.models.moe_blocks import moe_blocks
-from pgmoe.models.pre_gate import pre_gate
 from pgmoe.training.pregate import pregate
 from tests.conftest import TinyCheckpoints
 from tests.support.checkpoints import FAMILIES, tiny_config, tiny_model
