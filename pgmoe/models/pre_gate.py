@@ -27,8 +27,8 @@ from pgmoe.pre_gating import PreGating
 class GateChain:
     """The gates of one stack, each asked `level` blocks before the one whose experts it selects.
 
-    What was selected stays until the next forward pass selects anew, so a block may be computed again
-    (gradient checkpointing).
+    A selection is given up when its block has taken it; in training it stays until the next forward pass, as
+    a block may be computed again there (gradient checkpointing).
     """
 
     def __init__(self, blocks: Sequence[str], routers: Sequence[PreGatedRouter], level: int) -> None:
@@ -53,10 +53,13 @@ class GateChain:
             )
         if block + self._level < len(self._routers):
             self._select(block + self._level, hidden)
-        return self._selected[block]
+        given = self._selected[block]
+        if not self._routers[block].training:
+            self._selected[block] = self._shapes[block] = None
+        return given
 
     def selected(self, block: int) -> Tensor:
-        """The experts that `block` will use in the pass under way: (..., K) int64."""
+        """The experts that `block` will use in the pass under way, before its turn: (..., K) int64."""
         for part in self._selected[block]:
             if isinstance(part, Tensor) and part.dtype == torch.int64:
                 return part

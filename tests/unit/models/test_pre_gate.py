@@ -101,7 +101,7 @@ def test_gradients_reach_every_gate_the_same_with_and_without_checkpointing() ->
 
 
 def test_router_logits_that_the_losses_are_made_of_are_those_of_the_gates_in_use() -> None:
-    model = pre_gated("mixtral")
+    model = pre_gated("mixtral").train()
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         found = model(input_ids=ids, output_router_logits=True)
@@ -114,11 +114,12 @@ def test_router_logits_that_the_losses_are_made_of_are_those_of_the_gates_in_use
     assert found.aux_loss > 0
 
 
-def test_a_block_that_runs_without_those_before_it_is_an_error_and_no_guess() -> None:
+@pytest.mark.parametrize("num_tokens", [3, 9])
+def test_a_block_that_runs_without_those_before_it_is_an_error_and_no_guess(num_tokens: int) -> None:
     model = pre_gated("mixtral")
     forward(model)
     with pytest.raises(RuntimeError, match=r"block 1 .*run whole stacks"):
-        model.model.layers[1].mlp(torch.randn(1, 3, 64))
+        model.model.layers[1].mlp(torch.randn(2, num_tokens, 64))
 
 
 @pytest.mark.parametrize(
