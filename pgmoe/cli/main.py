@@ -10,6 +10,7 @@ import typer
 from pgmoe import openmp
 from pgmoe.cli.bench import app as bench
 from pgmoe.cli.default_model import default_model
+from pgmoe.cli.finetune import finetune
 from pgmoe.cli.generate import generate
 from pgmoe.cli.info import info
 from pgmoe.cli.pack import pack
@@ -37,6 +38,7 @@ app.command()(trace)
 app.command()(simulate)
 app.command()(upcycle)
 app.command()(pregate)
+app.command()(finetune)
 app.command()(default_model)
 app.add_typer(bench, name="bench")
 

@@ -1,0 +1,112 @@
+"""Low-rank deltas of experts: y_e = W_e x + scale B_e A_e x, with W frozen (LoRA, arXiv 2106.09685).
+
+Ours, and not peft's `target_parameters`: that one adds B A to the fused weight of all experts in every
+forward pass and so materialises both the sum and its gradient, which costs as much as training W. Here only
+products with vectors are computed, and only for experts that have tokens. Shape letters: N tokens, K experts
+a token, M = N K pairs sorted by expert, E experts, D model width, I expert width, R rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.integrations.moe import ExpertsInterface
+
+from pgmoe.errors import UnsupportedModel
+
+IMPLEMENTATION = "pgmoe_low_rank"
+CHILD = "low_rank"
+"""Name of the factors in their experts module."""
+MATRICES = ("gate_up_proj", "down_proj")
+
+
+class LowRank(nn.Module):
+    """The factors of one layer's experts, float32. B starts as zero, so training starts from the base model."""
+
+    def __init__(self, experts: nn.Module, rank: int, scale: float, generator: torch.Generator) -> None:
+        """`experts` is of transformers' fused layout; `generator` (CPU) draws A."""
+        super().__init__()
+        self.scale = scale
+        for name in MATRICES:
+            weight = cast(Tensor, getattr(experts, name))
+            num_experts, num_out, num_in = weight.shape
+            bound = 1 / math.sqrt(num_in)  # Kaiming-uniform with a = sqrt(5), as LoRA's authors draw it
+            a_ERi = (torch.rand(num_experts, rank, num_in, generator=generator) * 2 - 1) * bound
+            b_EoR = torch.zeros(num_experts, num_out, rank)
+            self.register_parameter(f"{name}_a", nn.Parameter(a_ERi.to(weight.device)))
+            self.register_parameter(f"{name}_b", nn.Parameter(b_EoR.to(weight.device)))
+
+    def factors(self, name: str, dtype: torch.dtype) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """A and B of each expert. unbind: its gradient is one stack, where indexing would add up E of them."""
+        a_ERi, b_EoR = getattr(self, f"{name}_a"), getattr(self, f"{name}_b")
+        return a_ERi.to(dtype).unbind(0), b_EoR.to(dtype).unbind(0)
+
+
+def attach(model: PreTrainedModel, rank: int, scale: float, seed: int) -> None:
+    """Give every experts module of `model` its factors and have it compute with them.
+
+    Nothing is frozen or thawed but the factors, which need gradients. Raises UnsupportedModel for experts that
+    are not gated, have biases, or are not fused.
+    """
+    found = list(_experts(model))
+    if not found:
+        raise UnsupportedModel(
+            f"{type(model).__name__}: low-rank training needs fused experts without biases; train all or gates"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    for experts in found:
+        experts.add_module(CHILD, LowRank(experts, rank, scale, generator))
+    ExpertsInterface.register(IMPLEMENTATION, low_rank_experts)
+    model.set_experts_implementation(IMPLEMENTATION)
+
+
+def merge(weight_EoI: Tensor, a_ERi: Tensor, b_EoR: Tensor, scale: float) -> Tensor:
+    """W + scale B A of all experts, computed in float32 and rounded to the type of W."""
+    delta = torch.bmm(b_EoR.float(), a_ERi.float())
+    return (weight_EoI.float() + scale * delta).to(weight_EoI.dtype)
+
+
+def low_rank_experts(module: nn.Module, hidden_ND: Tensor, id_NK: Tensor, weight_NK: Tensor) -> Tensor:
+    """What transformers calls in place of an experts module's own forward; the same contract."""
+    num_tokens, top_k = id_NK.shape
+    low_rank = cast(LowRank, getattr(module, CHILD))
+    weights: list[Tensor] = [getattr(module, name) for name in MATRICES]
+    dtype = weights[0].dtype
+    order_M = id_NK.flatten().argsort(stable=True)
+    counts = torch.bincount(id_NK.flatten(), minlength=len(weights[0])).tolist()
+    x_MD = hidden_ND.to(dtype).index_select(0, order_M // top_k)
+    factors = [low_rank.factors(name, dtype) for name in MATRICES]
+    with torch.autocast(hidden_ND.device.type, enabled=False):  # all types agree already
+        outputs = []
+        for expert, x_nD in enumerate(x_MD.split(counts)):
+            if not len(x_nD):
+                continue
+            both = [(w[expert], a[expert], b[expert]) for w, (a, b) in zip(weights, factors, strict=True)]
+            inner_nI = cast(Any, module)._apply_gate(_product(x_nD, *both[0], low_rank.scale))
+            outputs.append(_product(inner_nI, *both[1], low_rank.scale))
+        y_MD = torch.cat(outputs)
+    back_M = torch.empty_like(order_M).scatter_(0, order_M, torch.arange(len(order_M), device=order_M.device))
+    y_NKD = y_MD.index_select(0, back_M).view(num_tokens, top_k, -1)
+    return torch.bmm(weight_NK.to(y_NKD.dtype).unsqueeze(1), y_NKD).squeeze(1).to(hidden_ND.dtype)
+
+
+def _product(x_ni: Tensor, weight_oi: Tensor, a_Ri: Tensor, b_oR: Tensor, scale: float) -> Tensor:
+    """W x + scale B A x for each row."""
+    return torch.addmm(
+        functional.linear(x_ni, weight_oi), functional.linear(x_ni, a_Ri), b_oR.t(), alpha=scale
+    )
+
+
+def _experts(model: nn.Module) -> Iterator[nn.Module]:
+    for module in model.modules():
+        fused = all(isinstance(getattr(module, name, None), nn.Parameter) for name in MATRICES)
+        if fused and hasattr(module, "has_gate"):
+            plain = module.has_gate and module.is_concatenated
+            if plain and not (module.has_bias or module.is_transposed or module.has_post_expert_norm):
+                yield module
