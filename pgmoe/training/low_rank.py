@@ -3,13 +3,15 @@
 Ours, and not peft's `target_parameters`: that one adds B A to the fused weight of all experts in every
 forward pass and so materialises both the sum and its gradient, which costs as much as training W. Here only
 products with vectors are computed, and only for experts that have tokens. Shape letters: N tokens, K experts
-a token, M = N K pairs sorted by expert, E experts, D model width, I expert width, R rank.
+a token, M = N K pairs, P places for them
+(sorted by expert), E experts, D model width, I expert width, R rank.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -24,6 +26,8 @@ IMPLEMENTATION = "pgmoe_low_rank"
 CHILD = "low_rank"
 """Name of the factors in their experts module."""
 MATRICES = ("gate_up_proj", "down_proj")
+GRANULE = 32
+"""oneDNN compiles a product anew for each number of rows, which on a CPU takes longer than the product."""
 
 
 class LowRank(nn.Module):
@@ -78,22 +82,45 @@ def low_rank_experts(module: nn.Module, hidden_ND: Tensor, id_NK: Tensor, weight
     low_rank = cast(LowRank, getattr(module, CHILD))
     weights: list[Tensor] = [getattr(module, name) for name in MATRICES]
     dtype = weights[0].dtype
-    order_M = id_NK.flatten().argsort(stable=True)
-    counts = torch.bincount(id_NK.flatten(), minlength=len(weights[0])).tolist()
-    x_MD = hidden_ND.to(dtype).index_select(0, order_M // top_k)
+    sorted_pairs = sort_pairs(id_NK, len(weights[0]))
+    x_PD = hidden_ND.to(dtype).index_select(0, sorted_pairs.token_P)
     factors = [low_rank.factors(name, dtype) for name in MATRICES]
     with torch.autocast(hidden_ND.device.type, enabled=False):  # all types agree already
         outputs = []
-        for expert, x_nD in enumerate(x_MD.split(counts)):
+        for expert, x_nD in enumerate(x_PD.split(sorted_pairs.counts)):
             if not len(x_nD):
                 continue
             both = [(w[expert], a[expert], b[expert]) for w, (a, b) in zip(weights, factors, strict=True)]
             inner_nI = cast(Any, module)._apply_gate(_product(x_nD, *both[0], low_rank.scale))
             outputs.append(_product(inner_nI, *both[1], low_rank.scale))
-        y_MD = torch.cat(outputs)
-    back_M = torch.empty_like(order_M).scatter_(0, order_M, torch.arange(len(order_M), device=order_M.device))
-    y_NKD = y_MD.index_select(0, back_M).view(num_tokens, top_k, -1)
+        y_PD = torch.cat(outputs)
+    y_NKD = y_PD.index_select(0, sorted_pairs.place_M).view(num_tokens, top_k, -1)
     return torch.bmm(weight_NK.to(y_NKD.dtype).unsqueeze(1), y_NKD).squeeze(1).to(hidden_ND.dtype)
+
+
+@dataclass(frozen=True)
+class SortedPairs:
+    """Pairs of token and expert in the order of experts, each expert's padded to a multiple of `GRANULE`."""
+
+    token_P: Tensor
+    """Which token each place reads; padding reads the first, and nobody its output."""
+    place_M: Tensor
+    """Where each pair is, in the order of tokens."""
+    counts: list[int]
+    """Places of each expert, 0 or a multiple of GRANULE."""
+
+
+def sort_pairs(id_NK: Tensor, num_experts: int) -> SortedPairs:
+    """Waits for the device once."""
+    id_M = id_NK.flatten()
+    order_M = id_M.argsort(stable=True)
+    counts_E = torch.bincount(id_M, minlength=num_experts)
+    padded_E = (counts_E + GRANULE - 1) // GRANULE * GRANULE
+    shift_E = (padded_E.cumsum(0) - padded_E) - (counts_E.cumsum(0) - counts_E)
+    place_M = torch.arange(len(id_M), device=id_M.device) + shift_E[id_M[order_M]]
+    counts = padded_E.tolist()
+    token_P = id_M.new_zeros(sum(counts)).scatter_(0, place_M, order_M // id_NK.shape[1])
+    return SortedPairs(token_P, torch.empty_like(place_M).scatter_(0, order_M, place_M), counts)
 
 
 def _product(x_ni: Tensor, weight_oi: Tensor, a_Ri: Tensor, b_oR: Tensor, scale: float) -> Tensor:
