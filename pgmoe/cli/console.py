@@ -24,7 +24,7 @@ from rich.progress import (
 from pgmoe.units import format_bytes
 
 if TYPE_CHECKING:
-    from pgmoe.training.moe_trainer import Step
+    from pgmoe.training.step_figures import Step
 
 
 @contextmanager

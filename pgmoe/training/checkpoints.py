@@ -61,7 +61,7 @@ def check_command(work: Path, config: FinetuneConfig, checkpoint: Checkpoint) ->
     if changed:
         listed = "; ".join(f"{name} was {before.get(name)}, is {command.get(name)}" for name in changed)
         raise ConfigError(
-            f"{work} holds an unfinished training with another command: {listed}; repeat that command to go on, "
+            f"{work} holds an unfinished training with another command: {listed}; repeat that one to go on, "
             "or remove the folder to begin anew"
         )
 

@@ -46,7 +46,7 @@ class Rows(Dataset[Row]):
 def read_rows(
     paths: Sequence[Path], tokenizer: PreTrainedTokenizerBase, length: int, *, encoder_decoder: bool
 ) -> Rows:
-    """Read and tokenise; no row is longer than `length` tokens. Raises ConfigError for what cannot be read."""
+    """Read and tokenise; no row is longer than `length` tokens. Raises ConfigError for anything else."""
     maker = RowMaker(tokenizer)
     found: list[Row] = []
     kinds = {path: _kind(path) for path in paths}
@@ -95,7 +95,7 @@ def _packed(documents: Sequence[Row], length: int, paths: Sequence[Path]) -> Row
     ids = np.concatenate([document.input_ids for document in documents])
     if len(ids) < length:
         raise ConfigError(
-            f"{_list(paths)}: {len(ids)} tokens of text, and a row has {length}; give more, or a smaller length"
+            f"{_list(paths)}: {len(ids)} tokens of text; a row needs {length}: give more, or a smaller length"
         )
     rows = ids[: len(ids) // length * length].reshape(-1, length)
     return Rows([Row(row, row) for row in rows], 0, 0)

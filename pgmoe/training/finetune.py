@@ -17,11 +17,12 @@ from pgmoe.models.checkpoint import Checkpoint, resolve_folder
 from pgmoe.models.tokenizer import load_tokenizer
 from pgmoe.new_folder import check_new_folder
 from pgmoe.training.checkpoints import check_command, newest_checkpoint
-from pgmoe.training.dataset import Collator, Rows, read_rows
+from pgmoe.training.dataset import Collator, read_rows
 from pgmoe.training.finetune_config import FinetuneConfig
 from pgmoe.training.finetune_result import Finetuned, is_trained, keep_trained, write_result
-from pgmoe.training.moe_trainer import MoeTrainer, Progress
+from pgmoe.training.moe_trainer import MoeTrainer
 from pgmoe.training.objective import Objective
+from pgmoe.training.step_figures import Progress
 from pgmoe.training.trainable import load_trainable, load_whole, quiet, trained_tensors
 from pgmoe.work_folder import work_folder
 
@@ -29,9 +30,9 @@ from pgmoe.work_folder import work_folder
 def finetune(config: FinetuneConfig, progress: Progress | None = None) -> Finetuned:
     """Train and write `config.out`: a Hugging Face folder with the log and plot of the training.
 
-    `out` appears only when it is complete. An interrupted run, killed ones too, goes on from its last complete
-    checkpoint when called again with the same config, and on a CPU gives what an uninterrupted one gives, to
-    the bit. The weights are in memory. Raises ConfigError, CheckpointError or one of its kinds, and
+    `out` appears only when it is complete. An interrupted run, also a killed one, goes on from its last
+    complete checkpoint when called again with the same config, and on a CPU gives what an uninterrupted one
+    gives, to the bit. The weights are in memory. Raises ConfigError, CheckpointError or one of its kinds, and
     TrainingDiverged.
     """
     check_new_folder(config.out)
@@ -81,14 +82,14 @@ def train(config: FinetuneConfig, work: Path, progress: Progress | None = None) 
         )
         found = newest_checkpoint(work)
         trainer.train(resume_from_checkpoint=None if found is None else str(found))
-        if held_out is not None and trainer.last_evaluated != trainer.state.global_step:
+        if held_out is not None:
             trainer.evaluate()
         if trainer.is_world_process_zero():
             keep_trained(work, trained_tensors(model), trainer.state.log_history, rows)
 
 
 def _arguments(config: FinetuneConfig, work: Path) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
@@ -108,6 +109,7 @@ def _arguments(config: FinetuneConfig, work: Path) -> TrainingArguments:
         eval_steps=config.evaluate_steps,
         logging_steps=1,  # Trainer forgets the sums of steps not logged when it resumes
         logging_nan_inf_filter=False,
+        average_tokens_across_devices=True,
         seed=config.seed,
         data_seed=config.seed,
         use_cpu=config.device == "cpu",
@@ -116,6 +118,8 @@ def _arguments(config: FinetuneConfig, work: Path) -> TrainingArguments:
         disable_tqdm=True,
         report_to=[],
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process trains on one device, else it is copied in threads
+    return arguments
 
 
 def _tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
@@ -147,7 +151,9 @@ def _teacher(
         raise ConfigError(
             f"of {config.teacher} and {config.model}, one is an encoder-decoder; both must be, or none"
         )
-    return model.requires_grad_(False).eval().to(device)
+    model.requires_grad_(False).train(False)
+    model.to(device)  # type: ignore[arg-type]
+    return model
 
 
 @contextmanager

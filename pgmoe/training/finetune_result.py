@@ -20,6 +20,7 @@ from pgmoe.training.trainable import load_whole, put_into, quiet
 from pgmoe.training.training_log import TrainingLog
 from pgmoe.work_folder import publish, sync
 
+_SHARD_SIZE = "4GB"
 _TRAINED, _LOG, _RESULT = "trained.safetensors", "log.json", "result"
 LOW_RANK = "low_rank.safetensors"
 """In the result: factors and routers alone, from which and the base model it can be made again."""
@@ -68,7 +69,7 @@ def write_result(config: FinetuneConfig, checkpoint: Checkpoint, work: Path) -> 
     with quiet():
         model = load_whole(checkpoint.folder, None)
         put_into(model, tensors, 1.0 if config.rank is None else config.scale)
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size=_SHARD_SIZE)
     # Its own files, among them the section that says how a model is pre-gated, and not what was set to train.
     for path in {path for pattern in SMALL_FILES for path in checkpoint.folder.glob(pattern)}:
         if path.name != INDEX:
@@ -76,6 +77,8 @@ def write_result(config: FinetuneConfig, checkpoint: Checkpoint, work: Path) -> 
     if config.rank is not None:
         metadata = {"rank": str(config.rank), "scale": str(config.scale), "base": Path(config.model).name}
         save_file(tensors, folder / LOW_RANK, {**metadata, "format": "pt"})
+    for path in folder.iterdir():
+        path.chmod(folder.stat().st_mode & 0o666)  # safetensors makes its files private
     training = TrainingLog.of(log["history"])
     training.write(folder)
     plotted = training.plot(folder)

@@ -31,7 +31,7 @@ GRANULE = 32
 
 
 class LowRank(nn.Module):
-    """The factors of one layer's experts, float32. B starts as zero, so training starts from the base model."""
+    """The factors of one layer's experts, float32. B starts as zero, so training starts from the base."""
 
     def __init__(self, experts: nn.Module, rank: int, scale: float, generator: torch.Generator) -> None:
         """`experts` is of transformers' fused layout; `generator` (CPU) draws A."""
@@ -47,7 +47,7 @@ class LowRank(nn.Module):
             self.register_parameter(f"{name}_b", nn.Parameter(b_EoR.to(weight.device)))
 
     def factors(self, name: str, dtype: torch.dtype) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """A and B of each expert. unbind: its gradient is one stack, where indexing would add up E of them."""
+        """A and B of each expert. unbind: its gradient is one stack; indexing would add up E of them."""
         a_ERi, b_EoR = getattr(self, f"{name}_a"), getattr(self, f"{name}_b")
         return a_ERi.to(dtype).unbind(0), b_EoR.to(dtype).unbind(0)
 
@@ -55,13 +55,13 @@ class LowRank(nn.Module):
 def attach(model: PreTrainedModel, rank: int, scale: float, seed: int) -> None:
     """Give every experts module of `model` its factors and have it compute with them.
 
-    Nothing is frozen or thawed but the factors, which need gradients. Raises UnsupportedModel for experts that
-    are not gated, have biases, or are not fused.
+    The factors need gradients; nothing is frozen or thawed. Raises UnsupportedModel for experts that are not
+    gated, have biases, or are not fused.
     """
     found = list(_experts(model))
     if not found:
         raise UnsupportedModel(
-            f"{type(model).__name__}: low-rank training needs fused experts without biases; train all or gates"
+            f"{type(model).__name__}: a rank needs fused experts without biases; train all or gates"
         )
     generator = torch.Generator().manual_seed(seed)
     for experts in found:
@@ -83,18 +83,18 @@ def low_rank_experts(module: nn.Module, hidden_ND: Tensor, id_NK: Tensor, weight
     weights: list[Tensor] = [getattr(module, name) for name in MATRICES]
     dtype = weights[0].dtype
     sorted_pairs = sort_pairs(id_NK, len(weights[0]))
-    x_PD = hidden_ND.to(dtype).index_select(0, sorted_pairs.token_P)
+    x_PD = hidden_ND.to(dtype).index_select(0, sorted_pairs.tokens)
     factors = [low_rank.factors(name, dtype) for name in MATRICES]
     with torch.autocast(hidden_ND.device.type, enabled=False):  # all types agree already
         outputs = []
-        for expert, x_nD in enumerate(x_PD.split(sorted_pairs.counts)):
+        for expert, x_nD in enumerate(torch.split(x_PD, sorted_pairs.counts)):
             if not len(x_nD):
                 continue
             both = [(w[expert], a[expert], b[expert]) for w, (a, b) in zip(weights, factors, strict=True)]
             inner_nI = cast(Any, module)._apply_gate(_product(x_nD, *both[0], low_rank.scale))
             outputs.append(_product(inner_nI, *both[1], low_rank.scale))
         y_PD = torch.cat(outputs)
-    y_NKD = y_PD.index_select(0, sorted_pairs.place_M).view(num_tokens, top_k, -1)
+    y_NKD = y_PD.index_select(0, sorted_pairs.places).view(num_tokens, top_k, -1)
     return torch.bmm(weight_NK.to(y_NKD.dtype).unsqueeze(1), y_NKD).squeeze(1).to(hidden_ND.dtype)
 
 
@@ -102,10 +102,10 @@ def low_rank_experts(module: nn.Module, hidden_ND: Tensor, id_NK: Tensor, weight
 class SortedPairs:
     """Pairs of token and expert in the order of experts, each expert's padded to a multiple of `GRANULE`."""
 
-    token_P: Tensor
-    """Which token each place reads; padding reads the first, and nobody its output."""
-    place_M: Tensor
-    """Where each pair is, in the order of tokens."""
+    tokens: Tensor
+    """(P,) Which token each place reads; padding reads the first, and nobody its output."""
+    places: Tensor
+    """(M,) Where each pair is, in the order of tokens."""
     counts: list[int]
     """Places of each expert, 0 or a multiple of GRANULE."""
 

@@ -75,7 +75,7 @@ class Objective:
 
 
 def auxiliary(model: PreTrainedModel, output: Any) -> Tensor:
-    """What the family's own loss adds to cross-entropy: load balance, and Switch's z-loss; weighted, scalar."""
+    """What the family's own loss adds to cross-entropy: load balance, Switch's z-loss. Weighted, scalar."""
     terms = [
         getattr(model.config, option, 0.0) * found
         for name, option in _AUXILIARY.items()

@@ -23,15 +23,16 @@ from pgmoe.training.low_rank import CHILD, MATRICES, attach, merge
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' progress bars and advice."""
+    log: Any = logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            log.enable_progress_bar()
 
 
 def load_whole(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
@@ -71,6 +72,10 @@ def load_trainable(config: FinetuneConfig, folder: Path) -> PreTrainedModel:
         attach(model, config.rank, config.scale, config.seed)
     else:
         _choose_experts_implementation(model)
+    if config.aux_weight is not None:
+        if not hasattr(model.config, "router_aux_loss_coef"):
+            raise ConfigError(f"aux_weight: {type(model).__name__} has no load-balance loss; leave it out")
+        model.config.router_aux_loss_coef = config.aux_weight
     model.config.use_cache = False
     return model
 

@@ -30,7 +30,7 @@ COLUMNS = (
     "eval_loss",
     "eval_perplexity",
 )
-"""`loss` is the sum that is trained on, `aux` as weighted in it, `tokens` and `seconds` are since the start."""
+"""`loss` is what is trained on, `aux` as weighted in it; `tokens` and `seconds` are since the start."""
 
 
 @dataclass(frozen=True)
