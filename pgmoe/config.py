@@ -59,9 +59,10 @@ class EngineConfig(BaseModel):
     """Eviction policy of the expert slots: `prospect`, `lru`, `lfu` or `lifo`."""
 
     gating: str = "auto"
-    """How coming experts are known before they are asked for; it never changes an answer. `pregated` is told by a
-    model that selects them ahead, `speculative` and `statistical` guess, `on_demand` waits, `prefetch_all`
-    fetches all, `oracle` replays `gating_trace`. `auto`: `pregated` where that can be, else `speculative`."""
+    """How coming experts are known before they are asked for; it never changes an answer. `pregated` is told
+    by a model that selects them ahead, `speculative` and `statistical` guess, `on_demand` waits,
+    `prefetch_all` fetches all, `oracle` replays `gating_trace`. `auto`: `pregated` where that can be, else
+    `speculative`."""
 
     gating_trace: str | None = None
     """File of a recorded routing, for the gating `oracle`, which replays it."""

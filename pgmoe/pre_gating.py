@@ -20,8 +20,8 @@ class PreGating:
     """A gate selects for the block so many MoE blocks further on."""
     scope: Scope = "decoder"
     gates: Mapping[str, str] = field(default_factory=dict)
-    """Module path of each gate, which is named for the block that it selects for -> of the block whose input it
-    reads."""
+    """From the module path of each gate, which is named for the block that it selects for, to that of the
+    block whose input it reads."""
     made_from: Mapping[str, Any] = field(default_factory=dict)
     """Provenance: the source's name, how new gates were initialised, the version that wrote it."""
 
@@ -51,8 +51,9 @@ class PreGating:
         if dict(self.gates) != dict(expected):
             wrong = sorted(set(self.gates.items()) ^ set(expected.items()))
             raise CorruptCheckpoint(
-                f"config.json, section {SECTION!r}: level {self.level} of the {self.scope} does not give these "
-                f"gates, e.g. {wrong[0][0]} reads {wrong[0][1]}; make the checkpoint again with `pgmoe pregate`"
+                f"config.json, section {SECTION!r}: level {self.level} of the {self.scope} does not give "
+                f"these gates, e.g. {wrong[0][0]} reads {wrong[0][1]}; make the checkpoint again with "
+                "`pgmoe pregate`"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -49,6 +49,5 @@ def pregate(
         result = {"folder": str(done.folder), "bytes": done.num_bytes, "level": level, "gates": gates}
         typer.echo(json.dumps(result))
         return
-    typer.echo(
-        f"{done.folder}: {format_bytes(done.num_bytes)}, {num_early} of {len(gates)} gates select ahead"
-    )
+    what = f"{num_early} of {len(gates)} gates select ahead" if gates else "a copy"
+    typer.echo(f"{done.folder}: {format_bytes(done.num_bytes)}, {what}")

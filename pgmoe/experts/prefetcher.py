@@ -54,11 +54,12 @@ class Prefetcher:
         if not self._gating.predicts:
             return None
         self._observe(layer, lone=len(hidden) == 1)
-        limited, guessing = self._gating.limited, self._trust.on
+        limited, exact = self._gating.limited, self._gating.exact
         self._resting = limited and self._limiter.resting
-        self._stats.prefetch_on = not limited or (guessing and not self._resting)
-        self._attentive = self._stats.prefetch_on or (not self._resting and self._trust.sample())
-        return self._gating.look_ahead(layer, hidden) if self._attentive or self._gating.exact else None
+        guessing = not limited or (self._trust.on and not self._resting)
+        self._attentive = guessing or (not self._resting and self._trust.sample())
+        self._stats.prefetch_on = guessing or exact
+        return self._gating.look_ahead(layer, hidden) if self._attentive or exact else None
 
     def follow(self, routing: Routing, selected: Collection[int]) -> None:
         """This layer's experts are known and ordered: order what comes next, as far as that is allowed."""

@@ -6,8 +6,7 @@ Source: Hwang et al., "Pre-gated MoE" (arXiv 2308.12066).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
@@ -45,12 +44,12 @@ class Pregated:
         return None if select is None else select(hidden)
 
     def predict(self, routing: Routing) -> Sequence[Prediction]:
-        """The selection, exact; what statistics say of a layer that selects for itself."""
+        """The selection, exact, and what statistics say of a layer that selects for itself."""
         guessed = self._statistical.predict(routing)
-        return (self._selected(routing.layer + self._level, routing.ahead),) if routing.ahead else guessed
+        return [*self._selected(routing.layer + self._level, routing.ahead), *guessed]
 
-    def _selected(self, layer: int, ahead: Sequence[Sequence[int]]) -> Prediction:
-        """Experts of most tokens first."""
-        num_tokens = Counter(e for e in chain.from_iterable(ahead) if e < self._num_experts[layer])
-        used = num_tokens.most_common()
-        return Prediction(layer, tuple(e for e, _ in used), tuple(float(n) for _, n in used), exact=True)
+    def _selected(self, layer: int, ahead: Sequence[Sequence[int]]) -> Iterator[Prediction]:
+        """Experts of most tokens first; nothing if none is used."""
+        used = Counter(e for row in ahead for e in row if e < self._num_experts[layer]).most_common()
+        if used:
+            yield Prediction(layer, tuple(e for e, _ in used), tuple(float(n) for _, n in used), exact=True)

@@ -80,7 +80,7 @@ def plan_bytes(
 
 
 def stored_keys(checkpoint: Checkpoint, model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
-    """The checkpoint's key of each of these tensors of the model. Raises CorruptCheckpoint if one is missing."""
+    """The checkpoint's key of each of these tensors of the model. Raises CorruptCheckpoint if one lacks."""
     found = {target: key for key, target, _, _ in _targets(join(checkpoint), model)}
     lost = [name for name in names if name not in found]
     if lost:

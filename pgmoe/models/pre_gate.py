@@ -9,6 +9,7 @@ is what its family makes of that gate's probabilities.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -94,7 +95,7 @@ class PreGates:
     chains: tuple[GateChain, ...]
 
     def selection_from(self, block: str) -> Selection | None:
-        """What the gate in this block (module path) selects for a later one; None where it selects for none."""
+        """What the gate in this block (module path) selects for a later one; None where it selects none."""
         for chain in self.chains:
             if block in chain.blocks[: -self.level]:
                 later = chain.blocks.index(block) + self.level
@@ -105,8 +106,8 @@ class PreGates:
 def pre_gate(model: PreTrainedModel) -> PreGates | None:
     """Make a model route as the `pgmoe` section of its config says; None, and no change, where it has none.
 
-    Call once after `from_pretrained`. Raises UnsupportedModel where this is no model to be pre-gated,
-    CorruptCheckpoint where it is not the one that the section describes.
+    Call after `from_pretrained`; calling again changes nothing. Raises UnsupportedModel where this is no
+    model to be pre-gated, CorruptCheckpoint where it is not the one that the section describes.
     """
     pre_gating = PreGating.of(model.config.to_dict())
     if pre_gating is None:
@@ -146,24 +147,31 @@ def _kind(model: PreTrainedModel, stack: str) -> str:
 
 def _check_alike(blocks: Sequence[MoEBlock]) -> None:
     """One gate can stand in for another only where both choose as many of as many."""
-    kinds = {
-        (
-            type(b.router).__name__,
-            getattr(b.router, "top_k", 1),
-            tuple(p.shape for p in b.router.parameters()),
-        )
-        for b in blocks
-    }
-    if len(kinds) > 1:
+    for block in blocks:
+        inputs = list(inspect.signature(type(block.router).forward).parameters)[1:]
+        if len(inputs) != 1:
+            raise UnsupportedModel(
+                f"{block.router_name} takes {', '.join(inputs)}; only routers that take the block's input "
+                "alone can be asked ahead"
+            )
+    if len({_kind_of(block.router) for block in blocks}) > 1:
         raise UnsupportedModel(
             f"{blocks[0].stack}: its MoE blocks differ in their routers, experts or top-k; "
             "only stacks of equal blocks can be pre-gated"
         )
 
 
+def _kind_of(router: nn.Module) -> tuple[str, int, tuple[torch.Size, ...]]:
+    top_k = getattr(router, "top_k", 1)
+    return type(router).__name__, top_k, tuple(parameter.shape for parameter in router.parameters())
+
+
 def _chain(blocks: Sequence[MoEBlock], level: int) -> GateChain:
+    if isinstance(first := blocks[0].router, PreGatedRouter):
+        return first.chain
     for block in blocks:
-        block.router.__class__ = _pre_gated_class(type(block.router))
+        kind: Any = type(block.router)
+        block.router.__class__ = _pre_gated_class(kind)
     routers = [cast(PreGatedRouter, block.router) for block in blocks]
     chain = GateChain([block.name for block in blocks], routers, level)
     for index, router in enumerate(routers):
@@ -172,6 +180,6 @@ def _chain(blocks: Sequence[MoEBlock], level: int) -> GateChain:
 
 
 @cache
-def _pre_gated_class(router: type[nn.Module]) -> type[nn.Module]:
+def _pre_gated_class(router: Any) -> Any:
     """A subclass, so that transformers' hooks on routers of this class still find it."""
     return type(f"PreGated{router.__name__}", (PreGatedRouter, router), {"__module__": router.__module__})

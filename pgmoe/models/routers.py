@@ -16,7 +16,7 @@ from pgmoe.models.moe_blocks import router_of, stack_of
 from pgmoe.models.socket import ExpertSocket
 
 LookAhead = Callable[[Tensor], Tensor]
-"""From one layer's expert input (N, D) to the next layer's likely experts (N, K) int64.
+"""From one layer's expert input (N, D) to a later layer's likely experts (N, K) int64.
 
 Ids at or above the number of experts stand for none. Only enqueues work; for inference mode.
 """
@@ -34,13 +34,16 @@ class _Unfit(Exception):
     """This router cannot be asked early, and why."""
 
 
-def look_aheads(model: nn.Module, sockets: Sequence[ExpertSocket]) -> list[LookAhead | None]:
-    """For each MoE layer, what guesses the next layer's experts; None for the last of an encoder or decoder.
+def look_aheads(
+    model: nn.Module, sockets: Sequence[ExpertSocket], distance: int = 1
+) -> list[LookAhead | None]:
+    """For each MoE layer, what guesses the experts of the one `distance` layers on; None where none is.
 
     Each router is tried once. One that cannot be asked early gives None, too, and a line in the log.
     """
     found: list[LookAhead | None] = []
-    for here, following in zip(sockets, [*sockets[1:], None], strict=True):
+    later = [*sockets[distance:], *[None] * distance][: len(sockets)]
+    for here, following in zip(sockets, later, strict=True):
         if following is None or stack_of(here.name) != stack_of(following.name):
             found.append(None)
             continue

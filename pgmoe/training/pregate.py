@@ -10,13 +10,14 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from pgmoe import __version__
 from pgmoe.errors import ConfigError, UnsupportedModel
 from pgmoe.models.byte_plan import stored_keys
 from pgmoe.models.checkpoint import SMALL_FILES, Checkpoint, StoredTensor
@@ -61,8 +62,8 @@ def pregate(
     """Write `source` to `out` with gates that select `level` MoE blocks ahead; an ordinary checkpoint.
 
     Until it is trained, the result is a worse model than its source. At level 0 it is a copy. `seed` draws
-    fresh gates. `out` must not exist or be empty; it appears only when it is complete. The dense weights are in
-    memory meanwhile. Raises ConfigError, and CheckpointError or one of its kinds.
+    fresh gates. `out` must not exist or be empty; it appears only when it is complete. The dense weights
+    are in memory meanwhile. Raises ConfigError, and CheckpointError or one of its kinds.
     """
     if start not in get_args(Start):
         raise ConfigError(f"start {start!r} is none of {', '.join(get_args(Start))}")
@@ -78,7 +79,7 @@ def pregate(
         return _write(checkpoint, out, None, {}, progress)
     wanted = PreGating(level=level, scope=scope)
     gates, tensors = _rewire(source, wanted, start, seed)
-    made_from = {"model": Path(source).name, "start": start, "seed": seed, "pgmoe": __version__}
+    made_from = {"model": Path(source).name, "start": start, "seed": seed, "pgmoe": version("pgmoe")}
     pre_gating = PreGating(level=level, scope=scope, gates=gates, made_from=made_from)
     return _write(checkpoint, out, pre_gating, tensors, progress)
 
@@ -88,7 +89,7 @@ def _rewire(
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The gate map, and the weights of new gates by checkpoint key."""
     plan = read_plan(source)
-    loaded = load_model(plan, dtype=plan.layers[0].dtype, device=torch.device("cpu"))
+    loaded = load_model(plan, dtype=torch.float32, device=torch.device("cpu"))  # whatever type gates have
     try:
         model = loaded.model
         readers = gate_map(pre_gated_stacks(model, wanted), wanted.level)
@@ -105,14 +106,15 @@ def _rewire(
 
 @torch.no_grad()
 def _new_gate(
-    model: nn.Module, block: MoEBlock, reader: MoEBlock, start: Start, generator: torch.Generator
+    model: PreTrainedModel, block: MoEBlock, reader: MoEBlock, start: Start, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """By parameter name: what the gate of `block`, which reads `reader`'s input, starts from."""
     here = dict(block.router.named_parameters())
     if start == "own":
         here = dict(reader.router.named_parameters())
     gate = {f"{block.router_name}.{name}": weight.clone() for name, weight in here.items()}
-    matrices = [name for name, weight in gate.items() if weight.dim() == 2]
+    width = model.config.get_text_config().hidden_size
+    matrices = [name for name, weight in gate.items() if weight.dim() == 2 and weight.shape[1] == width]
     if start == "fresh":
         for name in matrices:
             gate[name].copy_(torch.randn(gate[name].shape, generator=generator) * FRESH_SPREAD)
@@ -129,7 +131,7 @@ def _for_input_of(model: nn.Module, weight_ED: Tensor, block: MoEBlock, reader: 
     between = rescale(model, reader.name, block.name, x_ND)
     if between is None or between.shift_D is not None:
         return weight_ED
-    return (weight_ED.float() * between.ratio_D).to(weight_ED.dtype)
+    return weight_ED * between.ratio_D
 
 
 def _write(
@@ -168,8 +170,8 @@ def _copied(source: Path, target: Path) -> Iterator[int]:
 
 
 def _overwrite(folder: Path, stored: StoredTensor, tensor: Tensor) -> None:
-    """Put a tensor in the place of the copied one. They must agree in shape and type."""
-    assert (tensor.shape, tensor.dtype) == (stored.shape, stored.dtype), stored.key
+    """Put a tensor of the same shape in the place of the copied one."""
+    assert tensor.shape == stored.shape, stored.key
     with (folder / Path(stored.path).name).open("r+b") as file:
         file.seek(stored.offset)
-        file.write(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        file.write(tensor.to(stored.dtype).contiguous().view(torch.uint8).numpy().tobytes())

@@ -21,6 +21,9 @@ from pgmoe.errors import ConfigError
 from pgmoe.new_folder import check_new_folder, new_folder
 from pgmoe.training.dense_model import DenseModel, read_dense_model
 
+Edit = Callable[[str, torch.Tensor], torch.Tensor]
+"""From a tensor's name in the checkpoint and what upcycling gives for it to what is written, alike in shape
+and type."""
 Progress = Callable[[int, int], None]
 """Called with bytes written so far and bytes in all."""
 
@@ -69,27 +72,32 @@ def upcycle(
     dtype: torch.dtype | None = None,
     seed: int = 0,
     generation_defaults: Mapping[str, object] | None = None,
+    edit: Edit = lambda _, tensor: tensor,
+    config_entries: Mapping[str, object] | None = None,
     progress: Progress | None = None,
 ) -> Upcycled:
     """Write a Mixtral checkpoint of `source` to `out`: safetensors, config, tokenizer, chat template.
 
     `source` and `dtype` are as in `read_dense_model`, `seed` draws the routers, `generation_defaults` goes
-    into generation_config.json beside what the source says there, and `out` must not exist or be empty; it
-    appears only when it is complete. Besides the dense model, at most one shard is in memory. Raises
-    ConfigError and the errors of `read_dense_model`.
+    into generation_config.json beside what the source says there, `config_entries` into config.json; `edit`
+    may change tensors as they are written. `out` must not exist or be empty; it appears only when it is
+    complete. Besides the dense model, at most one shard is in memory. Raises ConfigError and the errors of
+    `read_dense_model`.
     """
     if not 1 <= top_k <= num_experts:
         raise ConfigError(f"top_k is {top_k}; it must be between 1 and num_experts ({num_experts})")
     check_new_folder(out)
     dense = read_dense_model(source, dtype)
     config = mixtral_config(dense.config, num_experts, top_k, dense.dtype)
+    for name, value in (config_entries or {}).items():
+        setattr(config, name, value)
     tensors = _mixtral_tensors(dense, config, seed)
     split = split_torch_state_dict_into_shards(
         {name: tensor.to("meta") for name, tensor in tensors.items()}, max_shard_size=SHARD_SIZE
     )
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
     with new_folder(out, num_bytes) as folder:
-        _write_weights(folder, tensors, split, num_bytes, progress)
+        _write_weights(folder, tensors, edit, split, num_bytes, progress)
         config.save_pretrained(folder)
         dense.tokenizer.save_pretrained(folder)
         # Not save_pretrained, which refuses what published models often have: an unused temperature.
@@ -133,6 +141,7 @@ def _mixtral_tensors(dense: DenseModel, config: MixtralConfig, seed: int) -> dic
 def _write_weights(
     folder: Path,
     tensors: dict[str, torch.Tensor],
+    edit: Edit,
     split: StateDictSplit,
     num_bytes: int,
     progress: Progress | None,
@@ -141,7 +150,9 @@ def _write_weights(
     done = 0
     for filename, names in split.filename_to_tensors.items():
         # safetensors refuses tensors that share memory, hence the copies.
-        shard = {name: tensors[name].clone(memory_format=torch.contiguous_format) for name in names}
+        shard = {
+            name: edit(name, tensors[name]).clone(memory_format=torch.contiguous_format) for name in names
+        }
         save_file(shard, folder / filename, metadata={"format": "pt"})
         (folder / filename).chmod(folder.stat().st_mode & 0o666)  # safetensors makes them private
         done += sum(tensor.nbytes for tensor in shard.values())

@@ -20,7 +20,7 @@ OPTIONS = {
     "pack_folder": "~/.cache/pgmoe/packs",
     "verify_pack": True,
     "policy": "prospect",
-    "gating": "speculative",
+    "gating": "auto",
     "gating_trace": None,
     "emulated_link": None,
     "emulated_latency_s": 1e-5,

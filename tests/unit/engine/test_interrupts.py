@@ -24,6 +24,7 @@ class Striking(OnDemand):
 
     predicts = True
     limited = False
+    exact = False
 
     def __init__(self) -> None:
         self.due_in: int | None = None

@@ -26,9 +26,10 @@ RULES = TrustRules(window=4, sample_every=2)
 class Scripted:
     """Says what it is told to say next."""
 
-    def __init__(self, *, limited: bool = True) -> None:
+    def __init__(self, *, limited: bool = True, exact: bool = False) -> None:
         self.predicts = True
         self.limited = limited
+        self.exact = exact
         self.says: Sequence[Prediction] = ()
         self.asked = 0
         self.looked_ahead = 0
@@ -47,8 +48,16 @@ class Scripted:
 class Rig:
     """Layers that use what they are told to, one after the other; an expert takes a second."""
 
-    def __init__(self, layers: Layers, store: DiskStore, num_slots: int, *, limited: bool = True) -> None:
-        self.clock, self.gating = FakeClock(), Scripted(limited=limited)
+    def __init__(
+        self,
+        layers: Layers,
+        store: DiskStore,
+        num_slots: int,
+        *,
+        limited: bool = True,
+        exact: bool = False,
+    ) -> None:
+        self.clock, self.gating = FakeClock(), Scripted(limited=limited, exact=exact)
         self.parts = PoolParts(layers, store, num_slots, clock=self.clock)
         self.size = layers[0].layout.weight_bytes
         self.limiter = PrefetchLimiter(1.0)  # so slow that a layer's time carries not one byte
@@ -156,6 +165,29 @@ def test_wrong_guesses_switch_guessing_off_and_no_byte_moves_any_more(
     assert rig.stats.links["emulated"].num_bytes["prefetch"] == moved
     assert rig.gating.asked == asked + 40  # statistics go on
     assert not rig.stats.prefetch_on
+
+
+def test_exact_ones_are_ordered_while_guesses_are_off(layers: Layers, store: DiskStore) -> None:
+    rig = Rig(layers, store, 3, exact=True)
+    rig.err(RULES.window // 2)
+    for turn in range(10):
+        rig.settle()
+        assert rig.layer(0, [turn % 3], exact(1, 3 + turn % 3), guess(0, 5)) is not None
+        assert rig.coming() == {ExpertId(1, 3 + turn % 3)}
+        rig.settle()
+        rig.layer(1, [3 + turn % 3])
+    assert not rig.trust.on
+    assert rig.stats.prefetch_on
+
+
+def test_exact_ones_are_ordered_while_guesses_rest(layers: Layers, store: DiskStore) -> None:
+    rig = Rig(layers, store, 3, exact=True)
+    for _ in range(LimiterRules().num_stalls):
+        rig.limiter.observe_layer(100.0, 0.0, lone=True)
+    assert rig.limiter.resting
+    assert rig.layer(0, [0], exact(1, 5), guess(0, 3)) is not None
+    assert rig.coming() == {ExpertId(1, 5)}
+    assert rig.stats.prefetch_on
 
 
 def test_only_places_that_are_right_often_enough_are_fetched(layers: Layers, store: DiskStore) -> None:

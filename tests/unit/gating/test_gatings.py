@@ -41,7 +41,9 @@ def random_passes(seed: int) -> list[tuple[str, list[Routing]]]:
 def make(name: str, passes: Sequence[tuple[str, Sequence[Routing]]]) -> Gating:
     num_layers = len(ENCODER + DECODER)
     trace = trace_of(passes, num_layers, NUM_EXPERTS)
-    return make_gating(name, GatingInputs((NUM_EXPERTS,) * num_layers, trace=trace))
+    selections = [None if layer in (ENCODER[-1], DECODER[-1]) else torch.clone for layer in range(num_layers)]
+    early = {"selections": selections, "level": 1} if name == "pregated" else {}
+    return make_gating(name, GatingInputs((NUM_EXPERTS,) * num_layers, trace=trace, **early))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -80,7 +82,7 @@ def test_a_gating_works_without_being_told_of_sequences(name: str) -> None:
             gating.predict(one)
 
 
-def test_only_yardsticks_escape_the_limiter_and_only_the_oracle_is_exact() -> None:
+def test_only_yardsticks_escape_the_limiter_and_only_who_knows_is_exact() -> None:
     passes = random_passes(0)
     gatings = {name: make(name, passes) for name in GATINGS}
     assert {name for name, gating in gatings.items() if not gating.limited} == {"prefetch_all", "oracle"}
@@ -92,7 +94,7 @@ def test_only_yardsticks_escape_the_limiter_and_only_the_oracle_is_exact() -> No
         for p in predictions
         if p.exact
     }
-    assert exact == {"oracle"}
+    assert exact == {"oracle", "pregated"} == {name for name, gating in gatings.items() if gating.exact}
 
 
 def test_an_unknown_gating_is_refused_with_the_known_ones() -> None:
@@ -125,6 +127,7 @@ class PreGated:
 
     predicts = True
     limited = False
+    exact = True
 
     def __init__(self, gates: Sequence[Tensor], top_k: int) -> None:
         self._gates = gates  # (E, D): gates[i] chooses for layer i + 1

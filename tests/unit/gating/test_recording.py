@@ -15,6 +15,7 @@ class Ahead:
 
     predicts = True
     limited = True
+    exact = False
 
     def __init__(self) -> None:
         self.begun: list[str] = []

@@ -1,0 +1,1 @@
+"""How the models that pgmoe ships and the quality figures are made."""
