@@ -16,6 +16,7 @@ from pgmoe.models.checkpoint import INDEX, SMALL_FILES, Checkpoint
 from pgmoe.training.checkpoints import write_synced
 from pgmoe.training.dataset import Rows
 from pgmoe.training.finetune_config import FinetuneConfig
+from pgmoe.training.low_rank import portable
 from pgmoe.training.trainable import load_whole, put_into, quiet
 from pgmoe.training.training_log import TrainingLog
 from pgmoe.work_folder import publish, sync
@@ -23,7 +24,7 @@ from pgmoe.work_folder import publish, sync
 _SHARD_SIZE = "4GB"
 _TRAINED, _LOG, _RESULT = "trained.safetensors", "log.json", "result"
 LOW_RANK = "low_rank.safetensors"
-"""In the result: factors and routers alone, from which and the base model it can be made again."""
+"""In the result: factors and routers alone, as `portable` gives them. With the base model they make it."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,20 @@ def is_trained(work: Path) -> bool:
 def write_result(config: FinetuneConfig, checkpoint: Checkpoint, work: Path) -> Finetuned:
     """Put what was trained into the source's weights, in their types, and let `config.out` appear."""
     log = json.loads((work / _LOG).read_text(encoding="utf-8"))
-    tensors = load_file(work / _TRAINED)
+    tensors = portable(load_file(work / _TRAINED), 1.0 if config.rank is None else config.scale)
     folder = work / _RESULT
     shutil.rmtree(folder, ignore_errors=True)
     with quiet():
         model = load_whole(checkpoint.folder, None)
-        put_into(model, tensors, 1.0 if config.rank is None else config.scale)
+        put_into(model, tensors)
         model.save_pretrained(folder, max_shard_size=_SHARD_SIZE)
     # Its own files, among them the section that says how a model is pre-gated, and not what was set to train.
     for path in {path for pattern in SMALL_FILES for path in checkpoint.folder.glob(pattern)}:
         if path.name != INDEX:
             shutil.copyfile(path, folder / path.name)
     if config.rank is not None:
-        metadata = {"rank": str(config.rank), "scale": str(config.scale), "base": Path(config.model).name}
+        alpha = config.scale * config.rank
+        metadata = {"rank": str(config.rank), "alpha": str(alpha), "base": Path(config.model).name}
         save_file(tensors, folder / LOW_RANK, {**metadata, "format": "pt"})
     for path in folder.iterdir():
         path.chmod(folder.stat().st_mode & 0o666)  # safetensors makes its files private

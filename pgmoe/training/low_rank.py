@@ -10,7 +10,7 @@ a token, M = N K pairs, P places for them
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -70,10 +70,19 @@ def attach(model: PreTrainedModel, rank: int, scale: float, seed: int) -> None:
     model.set_experts_implementation(IMPLEMENTATION)
 
 
-def merge(weight_EoI: Tensor, a_ERi: Tensor, b_EoR: Tensor, scale: float) -> Tensor:
+def merge(weight_EoI: Tensor, a_ERi: Tensor, b_EoR: Tensor, scale: float = 1.0) -> Tensor:
     """W + scale B A of all experts, computed in float32 and rounded to the type of W."""
     delta = torch.bmm(b_EoR.float(), a_ERi.float())
     return (weight_EoI.float() + scale * delta).to(weight_EoI.dtype)
+
+
+def portable(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Trained tensors to keep: `experts.MATRIX_a` and `_b`, the scale in B; and routers."""
+    factor = f".{CHILD}."
+    return {
+        name.replace(factor, "."): tensor * scale if factor in name and name.endswith("_b") else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def low_rank_experts(module: nn.Module, hidden_ND: Tensor, id_NK: Tensor, weight_NK: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from pgmoe.errors import CheckpointError, ConfigError, UnsupportedModel
 from pgmoe.models.moe_blocks import moe_blocks
 from pgmoe.models.pre_gate import pre_gate
 from pgmoe.training.finetune_config import FinetuneConfig
-from pgmoe.training.low_rank import CHILD, MATRICES, attach, merge
+from pgmoe.training.low_rank import attach, merge
 
 
 @contextmanager
@@ -102,33 +102,30 @@ def take_over(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def put_into(model: nn.Module, tensors: Mapping[str, Tensor], scale: float) -> None:
-    """Put trained tensors into the model that they were trained from, low-rank deltas added to their experts.
+def put_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put trained tensors, as `portable` gives them, into the model that they were trained from.
 
-    `scale` is that of the deltas. Weights keep their types. Raises ConfigError for tensors of another model.
+    Weights keep their types. Raises ConfigError for tensors of another model.
     """
     own = dict(model.named_parameters())
-    try:
-        for name, tensor in tensors.items():
-            if f".{CHILD}." not in name:
-                _copy(own[name], tensor, name)
-        for experts in _with_deltas(tensors):
-            for matrix in MATRICES:
-                a, b = (tensors[f"{experts}.{CHILD}.{matrix}_{factor}"] for factor in "ab")
-                weight = own[f"{experts}.{matrix}"]
-                _copy(weight, merge(weight, a, b, scale), f"{experts}.{matrix}")
-    except (KeyError, RuntimeError) as error:
-        raise ConfigError(f"trained tensors do not belong to this model: {error}") from error
+    deltas: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        matrix, _, factor = name.rpartition("_")
+        if name in own:
+            _copy(own[name], tensor, name)
+        elif matrix in own and factor in ("a", "b"):
+            deltas.setdefault(matrix, {})[factor] = tensor
+        else:
+            raise ConfigError(f"the model has no {name}: these tensors are of another")
+    for matrix, factors in deltas.items():
+        weight = own[matrix]
+        _copy(weight, merge(weight, factors["a"], factors["b"]), matrix)
 
 
 def _copy(weight: Tensor, tensor: Tensor, name: str) -> None:
     if weight.shape != tensor.shape:
         raise ConfigError(f"{name} has shape {tuple(tensor.shape)}, the model's {tuple(weight.shape)}")
     weight.copy_(tensor)
-
-
-def _with_deltas(tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    yield from sorted({name.partition(f".{CHILD}.")[0] for name in tensors if f".{CHILD}." in name})
 
 
 def _choose_experts_implementation(model: PreTrainedModel) -> None:

@@ -86,9 +86,7 @@ def test_each_expert_of_the_upcycled_model_has_its_delta(dense: Path, tmp_path: 
 
 def test_deltas_of_another_model_are_told(dense: Path, tmp_path: Path) -> None:
     tensors = random_tensors(dense)
-    with pytest.raises(
-        ConfigError, match=r"gate.weight are \(3, .*the model's \(4, "
-    ):
+    with pytest.raises(ConfigError, match=r"gate.weight are \(3, .*the model's \(4, "):
         upcycle(str(dense), tmp_path / "a", num_experts=4, edit=Deltas(tensors, {}).edit)
     missing = {name: tensor for name, tensor in tensors.items() if "layers.1" not in name}
     with pytest.raises(ConfigError, match=r"no deltas of model\.layers\.1\."):

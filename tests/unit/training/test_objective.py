@@ -26,6 +26,7 @@ def output_of(model: PreTrainedModel, **given: Any) -> Any:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
 def test_the_loss_is_the_familys_own_with_its_auxiliary_terms(family: str) -> None:
     model = trainable_model(family)
     shift = not model.config.is_encoder_decoder
@@ -37,6 +38,7 @@ def test_the_loss_is_the_familys_own_with_its_auxiliary_terms(family: str) -> No
     assert float(loss.ce) == pytest.approx(float(loss.total - loss.aux), rel=1e-5)
 
 
+@torch.no_grad()
 def test_switchs_z_loss_is_among_the_terms() -> None:
     model = trainable_model("switch_transformers")
     output = output_of(model)
@@ -52,7 +54,9 @@ def test_a_pre_gated_models_routers_are_heard_of_and_get_gradients(family: str, 
     model = load_whole(pregate(str(source), tmp_path / "ahead").folder, None)
     output = output_of(model)
     auxiliary(model, output).backward()
-    routers = {name: p.grad for name, p in model.named_parameters() if "gate.weight" in name or "router" in name}
+    routers = {
+        name: p.grad for name, p in model.named_parameters() if "gate.weight" in name or "router" in name
+    }
     assert len(routers) >= 3
     for name, gradient in routers.items():
         assert gradient is not None, name
