@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,21 +26,29 @@ from pgmoe.training.step_figures import Progress
 from pgmoe.training.trainable import load_trainable, load_whole, quiet, trained_tensors
 from pgmoe.work_folder import work_folder
 
+Run = Callable[[FinetuneConfig, Path], None]
+"""Does what `train` does, wherever."""
 
-def finetune(config: FinetuneConfig, progress: Progress | None = None) -> Finetuned:
+
+def finetune(
+    config: FinetuneConfig, progress: Progress | None = None, *, run: Run | None = None
+) -> Finetuned:
     """Train and write `config.out`: a Hugging Face folder with the log and plot of the training.
 
     `out` appears only when it is complete. An interrupted run, also a killed one, goes on from its last
     complete checkpoint when called again with the same config, and on a CPU gives what an uninterrupted one
-    gives, to the bit. The weights are in memory. Raises ConfigError, CheckpointError or one of its kinds, and
-    TrainingDiverged.
+    gives, to the bit. `run` trains, by default `train` in this process. The weights are in memory. Raises
+    ConfigError, CheckpointError or one of its kinds, and TrainingDiverged.
     """
     check_new_folder(config.out)
     checkpoint = open_checkpoint(config)
     with work_folder(config.out, wait=False) as work:
         check_command(work, config, checkpoint)
         if not is_trained(work):
-            train(config, work, progress)
+            if run is None:
+                train(config, work, progress)
+            else:
+                run(config, work)
         return write_result(config, checkpoint, work)
 
 
@@ -57,11 +65,16 @@ def train(config: FinetuneConfig, work: Path, progress: Progress | None = None) 
     """Train in `work` from its newest checkpoint on, until what was trained and the log are there.
 
     Where several workers train together each calls this, with the process group made and `work` shared.
-    Raises as `finetune` does.
+    Raises as `finetune` does, and ConfigError if there are not `config.workers` of them.
     """
     checkpoint = open_checkpoint(config)
     tokenizer = _tokenizer(checkpoint)
     arguments = _arguments(config, work)
+    if arguments.world_size != config.workers:
+        raise ConfigError(
+            f"workers is {config.workers}, but {arguments.world_size} train; "
+            "several are started by `python -m deployments.train`"
+        )
     with quiet(), _without_denormals():
         model = load_trainable(config, checkpoint.folder)
         seq2seq = bool(model.config.is_encoder_decoder)

@@ -18,6 +18,7 @@ _AT_LEAST = {
     "batch_size": 1,
     "accumulation": 1,
     "checkpoint_steps": 1,
+    "workers": 1,
     "warm_up_steps": 0,
     "seed": 0,
     "weight_decay": 0,
@@ -80,6 +81,8 @@ class FinetuneConfig:
     device: Device = "auto"
     """`auto`: an accelerator if there is one."""
     seed: int = 0
+    workers: int = 1
+    """Processes that train together; more than one needs `python -m deployments.train`."""
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
