@@ -38,7 +38,7 @@ def generate(
     prompt: Annotated[str, typer.Option(help="What to answer or go on from; - reads standard input.")],
     device_memory: DeviceMemory = "100%",
     host_memory: HostMemory = "auto",
-    gating: Gating = "speculative",
+    gating: Gating = "auto",
     policy: Policy = "prospect",
     device: Device = "auto",
     max_tokens: MaxTokens = None,

@@ -17,7 +17,10 @@ HostMemory = Annotated[
 ]
 Gating = Annotated[
     str,
-    typer.Option(help="How coming experts are known: speculative, statistical, on_demand, prefetch_all."),
+    typer.Option(
+        help="How coming experts are known: auto, pregated, speculative, statistical, on_demand, "
+        "prefetch_all."
+    ),
 ]
 Policy = Annotated[str, typer.Option(help="Who loses its slot: prospect, lru, lfu, lifo.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
