@@ -45,7 +45,8 @@ class Gating(Protocol):
     limited: bool
     """Whether guesses obey the limiter; the paper's baseline `prefetch_all` and the oracle do not."""
     exact: bool
-    """Whether it knows selections, so that it has to be asked even where guesses rest."""
+    """Whether it knows selections, so that it has to be asked even where guesses rest. What a layer chooses
+    before its attention is then ordered at once, and the gating need not name it."""
 
     def begin(self, sequence: str) -> None:
         """A forward pass of this sequence begins; its layers follow in execution order."""

@@ -30,6 +30,7 @@ from pgmoe.gating.make import AUTO, GatingInputs, make_gating
 from pgmoe.layout import ExpertLayer
 from pgmoe.memory import return_large_blocks
 from pgmoe.metrics.stats import ExpertStats
+from pgmoe.models.early import early_blocks
 from pgmoe.models.loader import LoadedModel, load_model, read_plan
 from pgmoe.models.routers import look_aheads
 from pgmoe.packing.cache import cached_pack
@@ -101,7 +102,10 @@ def assemble(
         rules = LimiterRules(least_stall_share=0.0) if accelerator else LimiterRules()
         limiter, trust = PrefetchLimiter(bandwidth, rules), GuessTrust()
         prefetcher = Prefetcher(gating, pool, limiter, trust, weight_bytes, stats)
-        loaded.plug(lambda index, layer: PooledExperts(index, layer, pool, prefetcher))
+        plugged = [PooledExperts(i, layer, pool, prefetcher) for i, layer in enumerate(loaded.layers)]
+        loaded.plug(lambda index, _: plugged[index])
+        for index, block in early_blocks(loaded.model, loaded.sockets).items():
+            block.announce = plugged[index].announce
         on_failure.pop_all()
     return Assembly(loaded, pool, gating, memory, device, dtype)
 
@@ -162,10 +166,12 @@ def _gating(config: EngineConfig, loaded: LoadedModel, *, idle: bool) -> Gating:
     trace = None if config.gating_trace is None else Trace.load(Path(config.gating_trace).expanduser())
     experts_per_layer = tuple(layer.num_experts for layer in loaded.layers)
     pre_gates, guesses = loaded.pre_gates, config.gating in (AUTO, "speculative")
-    ahead = tuple(look_aheads(loaded.model, loaded.sockets)) if guesses and pre_gates is None else ()
+    early = tuple(early_blocks(loaded.model, loaded.sockets))
+    asked = guesses and pre_gates is None and not early
+    ahead = tuple(look_aheads(loaded.model, loaded.sockets)) if asked else ()
     selections = tuple(pre_gates.selection_from(s.block) for s in loaded.sockets) if pre_gates else ()
     level = pre_gates.level if pre_gates else 0
-    inputs = GatingInputs(experts_per_layer, ahead, trace, selections, level)
+    inputs = GatingInputs(experts_per_layer, ahead, trace, selections, level, early)
     return make_gating("on_demand" if idle else config.gating, inputs)
 
 

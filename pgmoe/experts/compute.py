@@ -5,6 +5,7 @@ Shape letters: N tokens, K experts per token, T tokens of one expert, D model wi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -30,6 +31,22 @@ class PooledExperts:
         self._layer = layer
         self._pool = pool
         self._prefetcher = prefetcher
+        self._announced: tuple[Tensor, Tensor] | None = None
+        """What was announced last and has not been computed yet: as it came, and on the host."""
+
+    def announce(self, top_k_index: Tensor) -> None:
+        """This layer has chosen (N, K) int64 and is called with these very ids after its attention.
+
+        Where the gating takes exact selections they are ordered now: the host waits for the device here and
+        not once more at the layer's turn. Where it takes none, nothing is done.
+        """
+        if not self._prefetcher.wants_selections:
+            return
+        ids_NK = top_k_index.cpu()
+        self._announced = top_k_index, ids_NK
+        num_experts = self._layer.num_experts
+        used = Counter(e for e in ids_NK.flatten().tolist() if e < num_experts)
+        self._prefetcher.select(self._index, used)
 
     def __call__(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """hidden (N, D), top_k_index (N, K) int64, top_k_weights (N, K) -> (N, D) in hidden's dtype.
@@ -37,8 +54,7 @@ class PooledExperts:
         A token's entries of top_k_index are distinct; those at or above the number of experts are skipped.
         Not differentiable. Raises ExpertReadError.
         """
-        ahead = self._prefetcher.look_ahead(self._index, hidden)
-        ids_NK, ahead_NK = _to_host(top_k_index, ahead)
+        ids_NK, ahead_NK = self._on_host(hidden, top_k_index)
         routing = Routing(self._index, ids_NK.tolist(), top_k_weights, ahead_NK.tolist())
         if len(hidden) == 1:
             return self._one_token(hidden, top_k_index[0].argsort(), routing)
@@ -50,6 +66,17 @@ class PooledExperts:
             for (expert,) in lent:
                 y_of[expert.index].copy_(apply_ffn(self._layer.ffn, expert.weights, x_of[expert.index]))
         return groups.add_up(y_RD, top_k_weights)
+
+    def _on_host(self, hidden: Tensor, top_k_index: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's ids, and those that the gating looks ahead to; (0, 0) where there are none.
+
+        The host waits for the device once a layer: here, or when the ids were announced.
+        """
+        ahead = self._prefetcher.look_ahead(self._index, hidden)
+        announced, self._announced = self._announced, None
+        if announced is not None and announced[0] is top_k_index and ahead is None:
+            return announced[1], torch.empty(0, 0, dtype=torch.int64)
+        return _to_host(top_k_index, ahead)
 
     def _one_token(self, hidden: Tensor, order_K: Tensor, routing: Routing) -> Tensor:
         """The same for a single token, with few operations: decoding does this in every layer.
@@ -77,7 +104,7 @@ class PooledExperts:
 
 
 def _to_host(ids_NK: Tensor, ahead_NK: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both on the host; this is where it waits for the device, once a layer. Nothing ahead is (0, 0)."""
+    """Both on the host, which waits for the device once. Nothing ahead is (0, 0)."""
     if ahead_NK is None:
         return ids_NK.cpu(), torch.empty(0, 0, dtype=torch.int64)
     both = torch.cat([ids_NK, ahead_NK], dim=1).cpu()

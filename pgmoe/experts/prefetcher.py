@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from torch import Tensor
@@ -48,6 +49,19 @@ class Prefetcher:
         self._guessed: dict[int, list[tuple[int, int]]] = {}
         """By layer: (grade, expert) of what was guessed and missing then."""
         stats.prefetch_on = gating.predicts
+
+    @property
+    def wants_selections(self) -> bool:
+        """Whether layers that choose early are to say so: see `select`."""
+        return self._gating.predicts and self._gating.exact
+
+    def select(self, layer: int, experts: Counter[int]) -> None:
+        """This layer will use these experts, by number of tokens, at its turn, which comes next: order them.
+
+        Those of most tokens first. Only for a gating that wants it.
+        """
+        used = [expert for expert, _ in experts.most_common()]
+        self._pool.prefetch(layer, used, exact=True, max_bytes=UNLIMITED)
 
     def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:
         """A layer begins with this expert input (N, D): see Gating.look_ahead. None where that is idle."""

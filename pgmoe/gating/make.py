@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -31,20 +31,27 @@ class GatingInputs:
     """Of a pre-gated model for each MoE layer, see Pregated. None at all: the model is not pre-gated."""
     level: int = 0
     """Layers from a selection to the one that it is for."""
+    early: Collection[int] = ()
+    """Layers that choose their experts before their attention, see Pregated."""
+
+    @property
+    def selects(self) -> bool:
+        """Whether the model itself selects experts ahead of their turn."""
+        return bool(self.selections or self.early)
 
 
 def _pregated(inputs: GatingInputs) -> Gating:
-    if not inputs.selections:
+    if not inputs.selects:
         raise ConfigError(
             "gating 'pregated': this model selects no experts ahead; `pgmoe pregate` makes one that does"
         )
-    return Pregated(inputs.selections, inputs.level, inputs.experts_per_layer)
+    return Pregated(inputs.selections, inputs.level, inputs.experts_per_layer, inputs.early)
 
 
 def _speculative(inputs: GatingInputs) -> Gating:
-    if inputs.selections:
+    if inputs.selects:
         raise ConfigError(
-            "gating 'speculative' guesses what a pre-gated model, as this one is, has selected already; "
+            "gating 'speculative' guesses what this model selects itself, ahead of its turn; "
             "choose 'pregated'"
         )
     ahead = inputs.ahead or [None] * len(inputs.experts_per_layer)
@@ -83,11 +90,11 @@ def check_gating(name: str) -> None:
 
 
 def make_gating(name: str, inputs: GatingInputs) -> Gating:
-    """A new gating of this name; `auto`: what the model has selected where it is pre-gated, else its guesses.
+    """A new gating of this name; `auto`: what the model selects ahead where it does, else its guesses.
 
     Raises ConfigError for an unknown name, and for an oracle without a trace of this model.
     """
     check_gating(name)
     if name == AUTO:
-        name = "pregated" if inputs.selections else "speculative"
+        name = "pregated" if inputs.selects else "speculative"
     return GATINGS[name](inputs)

@@ -6,7 +6,7 @@ Source: Hwang et al., "Pre-gated MoE" (arXiv 2308.12066).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from pgmoe.routing import Prediction, Routing
 
 
 class Pregated:
-    """Exact selections `level` layers ahead; statistics for the layers that have a gate of their own."""
+    """Exact selections `level` layers ahead; statistics for layers that choose at their own turn."""
 
     predicts = True
     limited = True
@@ -26,13 +26,18 @@ class Pregated:
         selections: Sequence[Callable[[Tensor], Tensor] | None],
         level: int,
         experts_per_layer: Sequence[int],
+        early: Collection[int] = (),
     ) -> None:
-        """`selections[i]`: from layer i's input (N, D) to layer i + level's ids (N, K) int64, or None."""
-        self._selections = tuple(selections)
+        """`selections[i]`: from layer i's input (N, D) to layer i + level's ids (N, K) int64, or None.
+
+        `early`: layers that choose before their attention and say so themselves; nothing is said of them.
+        """
+        self._selections = tuple(selections) or (None,) * len(experts_per_layer)
         self._level = level
         self._num_experts = tuple(experts_per_layer)
         known = {layer + level for layer, select in enumerate(selections) if select is not None}
-        self._statistical = Statistical(experts_per_layer, set(range(len(self._num_experts))) - known)
+        others = set(range(len(self._num_experts))) - known - set(early)
+        self._statistical = Statistical(experts_per_layer, others)
 
     def begin(self, sequence: str) -> None:
         """See Gating."""

@@ -19,6 +19,8 @@ from pgmoe.models.byte_plan import plan_bytes
 from pgmoe.models.checkpoint import Checkpoint, StoredTensor
 from pgmoe.models.dense import fill, num_bytes, try_fill, without_experts
 from pgmoe.models.families import find_sockets
+from pgmoe.models.own_families import own_model_class
+from pgmoe.models.own_families import register as register_own_families
 from pgmoe.models.pack_plan import plan_pack
 from pgmoe.models.pre_gate import PreGates, pre_gate
 from pgmoe.models.quantised_tensor import join
@@ -145,6 +147,7 @@ def load_model(plan: ModelPlan, *, dtype: torch.dtype, device: torch.device) -> 
 
 
 def _read_config(checkpoint: Checkpoint) -> PretrainedConfig:
+    register_own_families()
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
     except StrictDataclassError as error:
@@ -168,10 +171,11 @@ def _computed_in(config: PretrainedConfig) -> torch.dtype:
 
 def _model_class(checkpoint: Checkpoint, config: PretrainedConfig) -> type[PreTrainedModel]:
     names = config.architectures or []
-    found = getattr(transformers, str(names[0]), None) if names else None
+    name = str(names[0]) if names else ""
+    found = getattr(transformers, name, None) or own_model_class(name)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise UnsupportedModel(
-            f"{checkpoint.folder}: architecture {names or 'none'} is not one of transformers'"
+            f"{checkpoint.folder}: architecture {names or 'none'} is not one of transformers' or pgmoe's"
         )
     if not found.can_generate():
         raise UnsupportedModel(

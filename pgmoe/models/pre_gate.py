@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgmoe.errors import UnsupportedModel
+from pgmoe.models.early import EarlyBlock
 from pgmoe.models.moe_blocks import MoEBlock, moe_blocks
 from pgmoe.pre_gating import PreGating
 
@@ -122,6 +123,11 @@ def pre_gate(model: PreTrainedModel) -> PreGates | None:
 
 def pre_gated_stacks(model: PreTrainedModel, pre_gating: PreGating) -> list[list[MoEBlock]]:
     """The stacks within the scope that have enough blocks. Raises UnsupportedModel."""
+    if any(isinstance(module, EarlyBlock) for module in model.modules()):
+        raise UnsupportedModel(
+            f"{type(model).__name__}: its routers read their layer's input already, before attention, and "
+            "their selections are fetched ahead as they are; serve it without pre-gating"
+        )
     stacks = [b for stack, b in moe_blocks(model).items() if pre_gating.covers(_kind(model, stack))]
     if not stacks:
         raise UnsupportedModel(f"{type(model).__name__} has no MoE blocks in its {pre_gating.scope}")

@@ -1,7 +1,7 @@
 """Parquet files as rows of tokens to train on.
 
 Columns, as TRL names them: `text` (documents), `prompt` and `completion`, or `messages` (a list of
-{role, content}). Documents are joined, an end token behind each, and cut into rows of equal length; of the
+{role, content}); other columns are left alone. Documents are joined, an end token behind each, and cut into rows of equal length; of the
 other kinds only completions and assistants' answers are labelled. All rows are in memory, 8 bytes a token.
 """
 
@@ -120,10 +120,13 @@ def _cut(found: Sequence[Row], length: int, paths: Sequence[Path], encoder_decod
 
 def _kind(path: Path) -> tuple[str, ...]:
     schema = _open(path).schema_arrow
-    kind = next((kind for kind in KINDS if set(kind) == set(schema.names)), None)
-    if kind is None:
+    kinds = [kind for kind in KINDS if set(kind) <= set(schema.names)]
+    if len(kinds) != 1:
         wanted = ", or ".join(" and ".join(kind) for kind in KINDS)
-        raise ConfigError(f"{path} has the columns {', '.join(schema.names)}; they must be {wanted}")
+        raise ConfigError(
+            f"{path} has the columns {', '.join(schema.names)}; exactly one of these must be there: {wanted}"
+        )
+    (kind,) = kinds
     for name in kind:
         if not _fits(schema.field(name).type, messages=name == "messages"):
             wanted = "lists of {role, content}, both text" if name == "messages" else "text"

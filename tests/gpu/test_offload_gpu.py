@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator"),
 ]
-FAMILIES = ("olmoe", "mixtral", "gpt_oss", "deepseek_v3", "switch_transformers")
+FAMILIES = ("olmoe", "mixtral", "gpt_oss", "deepseek_v3", "smallthinker", "switch_transformers")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PROMPTS = Prompts.random(seed=30)
 on_device = partial(run, device="auto")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgmoe import pre_gate
-from pgmoe.config import EngineConfig
-from pgmoe.engine.engine import Engine
-from pgmoe.experts.pool import ExpertPool
-from pgmoe.layout import ExpertId
 from pgmoe.models.moe_blocks import moe_blocks
 from pgmoe.training.pregate import pregate
 from tests.conftest import TinyCheckpoints
-from tests.support.checkpoints import FAMILIES, tiny_config, tiny_model
+from tests.support.checkpoints import (
+    EARLY_ROUTED_FAMILIES,
+    ENCODER_DECODER_FAMILIES,
+    FAMILIES,
+    tiny_config,
+    tiny_model,
+)
+from tests.support.demands import demanded
 from tests.support.plain_pre_gated import PlainExpert, PlainGate, plain_pre_gated
-from tests.support.runs import Prompts, answer, run
+from tests.support.runs import Prompts, run
 
 NUM_BLOCKS = 4
 REWIRED = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "switch_transformers")
 PROMPTS = Prompts.random(seed=7)
-DECODERS = tuple(f for f in FAMILIES if f not in ("switch_transformers", "nllb_moe"))
+DECODERS = tuple(f for f in FAMILIES if f not in (*ENCODER_DECODER_FAMILIES, *EARLY_ROUTED_FAMILIES))
 
 
 def save_deep(family: str, folder: Path, seed: int) -> Path:
@@ -160,27 +162,6 @@ def test_nothing_crosses_from_one_step_to_the_next(level: int, tmp_path: Path) -
     assert len(set(said)) > 5
 
 
-def demanded(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> Counter[int]:
-    """By layer, how many experts were ordered no sooner than needed while 40 tokens were made, one by one."""
-    engine = Engine(EngineConfig.parse({"model": str(folder), "device": "cpu", **options}))
-    orders: list[int] = []
-    demand = ExpertPool.demand
-    after_prompt: list[int] = []
-
-    def noted(pool: ExpertPool, expert: ExpertId) -> bool:
-        orders.append(expert.layer)
-        return demand(pool, expert)
-
-    monkeypatch.setattr(ExpertPool, "demand", noted)
-    try:
-        answer(engine, PROMPTS.one, 40, lambda: after_prompt.append(len(orders)))
-    finally:
-        engine.close()
-        monkeypatch.undo()
-    # The prompt's tokens use more experts than there are slots.
-    return Counter(orders[after_prompt[0] :])
-
-
 @pytest.mark.parametrize("level", [1, 2, 3])
 @pytest.mark.parametrize("family", ["mixtral", "olmoe"])
 def test_what_is_selected_ahead_never_has_to_be_demanded(
@@ -189,6 +170,7 @@ def test_what_is_selected_ahead_never_has_to_be_demanded(
     pregate(str(save_deep(family, tmp_path / "old", 11)), tmp_path / "new", level=level)
     exact = set(range(level, NUM_BLOCKS))
     options = {"device_memory": "60%"}
-    found = demanded(tmp_path / "new", monkeypatch, **options)
+    found = demanded(tmp_path / "new", PROMPTS.one, monkeypatch, **options)
     assert found.keys() == set(range(level))
-    assert demanded(tmp_path / "new", monkeypatch, gating="on_demand", **options).keys() >= exact
+    late = demanded(tmp_path / "new", PROMPTS.one, monkeypatch, gating="on_demand", **options)
+    assert late.keys() >= exact

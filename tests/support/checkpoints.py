@@ -15,6 +15,8 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
+from pgmoe.models.own_families import register
+from pgmoe.models.smallthinker_config import SmallThinkerConfig
 from tests.support.chat_tokenizer import train_chat_tokenizer
 
 DECODER: dict[str, Any] = {
@@ -154,6 +156,21 @@ def _minimax() -> PretrainedConfig:
     )
 
 
+def _smallthinker() -> PretrainedConfig:
+    # As the 21B model: layers without rotary positions see everything, the others a window.
+    return SmallThinkerConfig(
+        **DECODER,
+        head_dim=16,
+        moe_ffn_hidden_size=48,
+        moe_num_primary_experts=8,
+        moe_num_active_primary_experts=2,
+        rope_layout=[0, 1, 1],
+        sliding_window_layout=[0, 1, 1],
+        sliding_window_size=32,
+        tie_word_embeddings=False,
+    )
+
+
 def _switch_transformers() -> PretrainedConfig:
     # Equal depths: transformers' generate() fails with a decoder deeper than its encoder.
     return transformers.SwitchTransformersConfig(
@@ -200,11 +217,14 @@ _CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "ernie4_5_moe": _ernie4_5_moe,
     "glm4_moe": _glm4_moe,
     "minimax": _minimax,
+    "smallthinker": _smallthinker,
     "switch_transformers": _switch_transformers,
     "nllb_moe": _nllb_moe,
 }
 FAMILIES: tuple[str, ...] = tuple(_CONFIGS)
 ENCODER_DECODER_FAMILIES = ("switch_transformers", "nllb_moe")
+EARLY_ROUTED_FAMILIES = ("smallthinker",)
+"""Their routers read their layer's input."""
 
 
 def tiny_config(family: str) -> PretrainedConfig:
@@ -214,6 +234,7 @@ def tiny_config(family: str) -> PretrainedConfig:
 
 def tiny_model(config: PretrainedConfig, dtype: torch.dtype, seed: int = 0) -> PreTrainedModel:
     """A model of this config in eval mode with redrawn weights; `seed` decides all of them."""
+    register()
     generator = torch.Generator().manual_seed(seed)
     mapping: Any = (
         transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING

@@ -29,6 +29,7 @@ from pgmoe.experts.trust import GuessTrust
 from pgmoe.gating.on_demand import OnDemand
 from pgmoe.layout import PAGE, Blob, BlobLayout, ExpertFFN, ExpertId, ExpertLayer, Extent
 from pgmoe.metrics.stats import ExpertStats
+from pgmoe.routing import Gating
 from tests.support.damage import Original, age
 
 NUM_EXPERTS = 6
@@ -148,10 +149,11 @@ class PoolParts:
     def _make_policy(self) -> EvictionPolicy:
         return make_policy(self.policy, [layer.num_experts for layer in self.layers])
 
-    def experts(self, layer: int) -> PooledExperts:
-        """What an MoE layer calls; on demand."""
+    def experts(self, layer: int, gating: Gating | None = None) -> PooledExperts:
+        """What an MoE layer calls; on demand unless a gating is given."""
         size = self.layers[layer].layout.weight_bytes
-        prefetcher = Prefetcher(OnDemand(), self.pool, PrefetchLimiter(1e9), GuessTrust(), size, self.stats)
+        gating = gating or OnDemand()
+        prefetcher = Prefetcher(gating, self.pool, PrefetchLimiter(1e9), GuessTrust(), size, self.stats)
         return PooledExperts(layer, self.layers[layer], self.pool, prefetcher)
 
     def take(self, layer: int, experts: Sequence[int]) -> list[int]:

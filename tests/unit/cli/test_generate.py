@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from pgmoe.cli.main import main
 from pgmoe.engine.llm import LLM
+from pgmoe.models.smallthinker_config import SmallThinkerConfig
 from pgmoe.request import SamplingParams
 from tests.conftest import TinyCheckpoints
+from tests.support.checkpoints import tiny_config, tiny_model
 
 MOON = "How far is the moon?"
 CHAT = f"<|bos|><|im_start|>user\n{MOON}<|im_end|>\n<|im_start|>assistant\n"
@@ -193,3 +196,19 @@ def test_a_reader_that_has_enough_ends_the_command_without_a_traceback(tiny_chat
     assert "tokens/s" not in complaint  # it did not go on to the end
     assert "Traceback" not in complaint
     assert "BrokenPipe" not in complaint
+
+
+def test_a_model_that_selects_its_experts_ahead_is_served_without_an_option(
+    generate: Generate, tiny_chat: Path, tmp_path: Path
+) -> None:
+    vocab_size = json.loads((tiny_chat / "config.json").read_text())["vocab_size"]
+    config = SmallThinkerConfig(**{**tiny_config("smallthinker").to_dict(), "vocab_size": vocab_size})
+    tiny_model(config, torch.float32).save_pretrained(tmp_path)
+    for path in [*tiny_chat.glob("tokenizer*"), *tiny_chat.glob("*.jinja")]:
+        shutil.copy(path, tmp_path)
+    answers = [
+        generate(tmp_path, "--prompt", MOON, "--max-tokens", "8", "--device-memory", "50%", *options)
+        for options in ((), ("--gating", "on_demand"))
+    ]
+    assert [one.status for one in answers] == [0, 0]
+    assert answers[0].stdout == answers[1].stdout

@@ -59,7 +59,7 @@ def test_a_cache_holds_what_was_predicted_of_it(tiny: TinyCheckpoints, family: s
             largest = max(largest, held(sequence))
     # The last token is never fed to the model, and what the one before it left is given back at the end.
     predicted = kv.request_bytes(len(PROMPT), in_decoder + NUM_ANSWER - 1)
-    if family == "gpt_oss":  # a full window after a chunk that is not whole
+    if family in ("gpt_oss", "smallthinker"):  # a full window after a chunk that is not whole
         assert predicted * 0.9 <= largest <= predicted
     else:
         assert largest == predicted

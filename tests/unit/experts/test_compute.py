@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pgmoe.experts.stores.disk import DiskStore
+from pgmoe.gating.pregated import Pregated
 from pgmoe.layout import BlobLayout, ExpertFFN, ExpertLayer, Extent
 from pgmoe.selftest import read_plainly
 from tests.support.expert_files import PoolParts, write_layers
@@ -94,6 +95,58 @@ def test_a_lone_tokens_bits_do_not_depend_on_which_experts_were_resident(tmp_pat
         assert (parts.stats.num_hits, parts.stats.num_misses) == (2 + 4, 2 + 2)
         assert torch.equal(some_resident, all_resident)
         parts.pool.close()
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What was copied to the host, which waits for the device each time."""
+    copied: list[Tensor] = []
+    to_host = Tensor.cpu
+    monkeypatch.setattr(Tensor, "cpu", lambda tensor: (copied.append(tensor), to_host(tensor))[1])
+    return copied
+
+
+EARLY = Pregated((), 0, (NUM_EXPERTS,), early=(0,))
+
+
+@few_slots
+@pytest.mark.parametrize("num_tokens", [1, 5])
+def test_what_was_announced_is_copied_to_the_host_once(
+    parts: PoolParts, num_tokens: int, copies: list[Tensor]
+) -> None:
+    batch = inputs(num_tokens, parts.layers[0].dtype, torch.float32)
+    expected = parts.experts(0)(*batch)
+    del copies[:]
+    experts = parts.experts(0, EARLY)
+    experts.announce(batch[1])
+    assert [ids is batch[1] for ids in copies] == [True]
+    assert torch.equal(experts(*batch), expected)
+    assert len(copies) == 1
+
+
+@few_slots
+def test_ids_that_are_not_those_announced_are_used_as_they_come(
+    parts: PoolParts, copies: list[Tensor]
+) -> None:
+    """A pass that broke off after its router had chosen leaves an announcement behind."""
+    dtype = parts.layers[0].dtype
+    old, batch = inputs(3, dtype, torch.float32), inputs(4, dtype, torch.float32)
+    expected = parts.experts(0)(*batch)
+    experts = parts.experts(0, EARLY)
+    experts.announce(old[1])
+    del copies[:]
+    assert torch.equal(experts(*batch), expected)
+    assert torch.equal(experts(*batch), expected)
+    assert len(copies) == 2
+
+
+@few_slots
+def test_an_announcement_that_nobody_wants_does_not_wait_for_the_device(
+    parts: PoolParts, copies: list[Tensor]
+) -> None:
+    parts.experts(0).announce(torch.tensor([[0, 1, 2]]))
+    assert not copies
+    assert parts.stats.num_misses == 0
 
 
 @few_slots

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -188,6 +189,27 @@ def test_exact_ones_are_ordered_while_guesses_rest(layers: Layers, store: DiskSt
     assert rig.layer(0, [0], exact(1, 5), guess(0, 3)) is not None
     assert rig.coming() == {ExpertId(1, 5)}
     assert rig.stats.prefetch_on
+
+
+def test_what_a_layer_chose_before_its_turn_is_ordered_at_once_most_tokens_first(
+    layers: Layers, store: DiskStore
+) -> None:
+    rig = Rig(layers, store, 2, exact=True)
+    assert rig.prefetcher.wants_selections
+    rig.prefetcher.select(1, Counter({5: 1, 3: 3, 4: 2}))
+    assert rig.coming() == {ExpertId(1, 3), ExpertId(1, 4)}  # as many as there are slots
+    rig.settle()
+    rig.layer(1, [3, 4])
+    assert (rig.stats.num_hits, rig.stats.num_misses) == (2, 0)
+
+
+@pytest.mark.parametrize(("predicts", "exact"), [(False, False), (True, False), (False, True)])
+def test_a_gating_that_takes_no_exact_selection_wants_to_hear_of_none(
+    layers: Layers, store: DiskStore, predicts: bool, exact: bool
+) -> None:
+    rig = Rig(layers, store, 2, exact=exact)
+    rig.gating.predicts = predicts
+    assert not rig.prefetcher.wants_selections
 
 
 def test_only_places_that_are_right_often_enough_are_fetched(layers: Layers, store: DiskStore) -> None:

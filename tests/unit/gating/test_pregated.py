@@ -76,3 +76,21 @@ def test_what_is_selected_already_is_not_guessed_by_routers() -> None:
 
 def test_the_baselines_can_be_had_of_a_pre_gated_model() -> None:
     assert isinstance(make_gating("on_demand", inputs(level=1)), OnDemand)
+
+
+EARLY = GatingInputs((8,) * 3, early=(0, 2))
+
+
+def test_layers_that_choose_before_their_attention_are_not_guessed_and_the_others_are() -> None:
+    gating = make_gating("pregated", EARLY)
+    assert gating.exact
+    assert gating.look_ahead(0, torch.randn(5, 8)) is None
+    found = [play(gating, "a", [routing(layer, (layer, layer + 1)) for layer in range(3)]) for _ in range(4)]
+    assert {p.layer for step in found for one in step for p in one} == {1}
+    assert not any(p.exact for step in found for one in step for p in one)
+
+
+def test_layers_that_choose_before_their_attention_count_as_selected_ahead() -> None:
+    assert isinstance(make_gating("auto", EARLY), Pregated)
+    with pytest.raises(ConfigError, match=r"'speculative' guesses .*choose 'pregated'"):
+        make_gating("speculative", EARLY)

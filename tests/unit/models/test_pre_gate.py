@@ -46,6 +46,11 @@ def test_an_ordinary_model_stays_as_it_is() -> None:
     assert torch.equal(forward(model), before)
 
 
+def test_routers_that_read_their_layers_input_are_left_as_they_are() -> None:
+    with pytest.raises(UnsupportedModel, match=r"SmallThinkerForCausalLM: .* without pre-gating"):
+        pre_gated("smallthinker")
+
+
 def test_pre_gating_changes_the_routing_and_no_parameter_name() -> None:
     plain, model = tiny("mixtral"), pre_gated("mixtral")
     assert plain.state_dict().keys() == model.state_dict().keys()
