@@ -113,7 +113,7 @@ data: $(VENV)/.run ## Fetch the texts and write the training data (build/data).
 
 # --- measurements
 
-CURVE_GATINGS := --gating on_demand --gating speculative
+CURVE_GATINGS := --gating on_demand --gating auto
 
 bench: $(VENV)/.bench ## Measure this machine (leave it alone meanwhile); results go to benchmarks/results.
 	$(BIN)/pgmoe bench default-model

@@ -85,7 +85,7 @@ def curve(
 def prefetch(
     model: ModelKind,
     share: Share = [50.0, 25.0],  # noqa: B006
-    gating: GatingNames = ["on_demand", "statistical", "speculative", "oracle"],  # noqa: B006
+    gating: GatingNames = ["on_demand", "statistical", "auto", "oracle"],  # noqa: B006
     option: EngineOption = [],  # noqa: B006
     pack: Pack = None,
     emulate: Link = None,

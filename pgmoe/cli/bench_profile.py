@@ -17,7 +17,7 @@ def profile(
     share: Share = [100.0, 25.0, 10.0],  # noqa: B006
     gating: Annotated[
         list[str], typer.Option(help="Measured at every share below 100 %; may be repeated.")
-    ] = ["on_demand", "speculative"],  # noqa: B006
+    ] = ["on_demand", "auto"],  # noqa: B006
     option: EngineOption = [],  # noqa: B006
     pack: Pack = None,
     rounds: Rounds = 3,

@@ -1,8 +1,9 @@
 """Parquet files as rows of tokens to train on.
 
 Columns, as TRL names them: `text` (documents), `prompt` and `completion`, or `messages` (a list of
-{role, content}); other columns are left alone. Documents are joined, an end token behind each, and cut into rows of equal length; of the
-other kinds only completions and assistants' answers are labelled. All rows are in memory, 8 bytes a token.
+{role, content}); other columns are left alone. Documents are joined, an end token behind each, and cut into
+rows of equal length; of the other kinds only completions and assistants' answers are labelled. All rows are
+in memory, 8 bytes a token.
 """
 
 from __future__ import annotations

@@ -117,8 +117,12 @@ def test_a_batch_is_padded_to_its_longest_row(tokenizer: PreTrainedTokenizerFast
 
 
 WRONG = {
-    "unknown column": ({"text": ["a"], "id": ["1"]}, "columns text, id; they must be text"),
-    "half a pair": ({"prompt": ["a"]}, "columns prompt; they must be"),
+    "no known column": ({"id": ["1"]}, "columns id; exactly one of these must be there: text, or prompt"),
+    "half a pair": ({"prompt": ["a"]}, "columns prompt; exactly one"),
+    "two kinds": (
+        {"text": ["a"], "prompt": ["a"], "completion": ["b"]},
+        "columns text, prompt, completion; exactly one",
+    ),
     "numbers": ({"text": [1, 2]}, "column text holds int64; it must hold text"),
     "no list": ({"messages": ["a"]}, "column messages holds string; it must hold lists of"),
     "no role": ({"messages": [[{"content": "a"}]]}, "it must hold lists of {role, content}"),
