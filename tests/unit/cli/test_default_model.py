@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from pgmoe.cli.main import app
 
 ROOT = Path(__file__).parents[3]
-NAME = "smollm2-8x135m"
+NAME = "smollm2-8x135m-pregated"
 
 
 def stand_in(folder: Path) -> Path:
