@@ -1,13 +1,13 @@
 """Perplexity of models on text that none of them has seen, by source.
 
-`python -m recipes.perplexity TEXT.parquet MODEL... --json OUT` prints a table: `exp` of the mean negative
-log-likelihood of all tokens but each document's first. A pre-gated MODEL is routed as its config says.
+`python -m recipes.perplexity TEXT.parquet MODEL... --name NAME --out FOLDER` prints a table and writes a
+result: `exp` of the mean negative log-likelihood of all tokens but each document's first. A pre-gated MODEL
+is routed as its config says.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +21,9 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pgmoe import pre_gate
+from pgmoe.bench.machine import describe_machine
+from pgmoe.bench.page_cache import weight_files
+from pgmoe.bench.result import Record, current_commit, now
 from pgmoe.cli.console import steps_bar
 from recipes.document import Document
 from recipes.lm_text import read_documents
@@ -29,6 +32,15 @@ TOTAL = "all"
 LENGTH = 512
 """Tokens of a document that are read; the rest is left out."""
 _TOKENS_A_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class PerplexityResult(Record):
+    """By source, and of all text."""
+
+    num_tokens: dict[str, int]
+    models: dict[str, dict[str, float]]
+    """By a model's name, by source."""
 
 
 @dataclass
@@ -91,31 +103,51 @@ def _batches(documents: Sequence[Document], tokenizer: Any) -> Iterator[list[tup
         rows = rows[count:]
 
 
+def measure(name: str, text: Path, models: Sequence[str]) -> PerplexityResult:
+    """Every model on the whole text, one after the other."""
+    documents = read_documents(text)
+    found: dict[str, dict[str, Sums]] = {}
+    for folder in models:
+        with steps_bar() as progress:
+            told = partial(progress, Path(folder).name)
+            found[Path(folder).name] = perplexities(*load(folder), documents, told)
+    first = next(iter(found.values()))
+    return PerplexityResult(
+        name=f"perplexity-{name}",
+        date=now(),
+        commit=current_commit(),
+        machine=describe_machine(weight_files(Path(models[0]))),
+        conditions={
+            "text": f"{len(documents)} documents, {LENGTH} tokens of each at most",
+            "type": "as stored",
+        },
+        num_tokens={source: sums.num_tokens for source, sums in first.items()},
+        models={
+            model: {source: one.perplexity for source, one in sums.items()} for model, sums in found.items()
+        },
+    )
+
+
+def show(result: PerplexityResult) -> Table:
+    """A row a source, all of them last."""
+    table = Table("source", "tokens", *result.models)
+    for source in sorted(result.num_tokens, key=lambda name: (name == TOTAL, name)):
+        cells = [f"{by_source[source]:.3f}" for by_source in result.models.values()]
+        table.add_row(source, str(result.num_tokens[source]), *cells)
+    return table
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("text", type=Path)
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--name", default="models")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
-    documents = read_documents(args.text)
-    found: dict[str, dict[str, Sums]] = {}
-    for folder in args.models:
-        with steps_bar() as progress:
-            told = partial(progress, Path(folder).name)
-            found[folder] = perplexities(*load(folder), documents, told)
-    table = Table("source", "tokens", *(Path(folder).name for folder in found))
-    sources = next(iter(found.values()))
-    for source in sorted(sources, key=lambda name: (name == TOTAL, name)):
-        cells = [f"{sums[source].perplexity:.3f}" for sums in found.values()]
-        table.add_row(source, str(sources[source].num_tokens), *cells)
-    Console().print(table)
-    if args.json is not None:
-        result = {
-            Path(f).name: {s: {"perplexity": x.perplexity, "tokens": x.num_tokens} for s, x in sums.items()}
-            for f, sums in found.items()
-        }
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    result = measure(args.name, args.text, args.models)
+    Console().print(show(result))
+    print(result.save(args.out))
 
 
 if __name__ == "__main__":

@@ -18,20 +18,14 @@ from torch import Tensor
 from pgmoe.models.checkpoint import Checkpoint
 from pgmoe.pre_gating import SECTION
 from pgmoe.training.deltas import Deltas
-
-LOW_RANK = ".low_rank."
+from pgmoe.training.finetune_result import LOW_RANK
 
 
 def experts(folder: Path) -> Deltas:
-    """The factors, the scale multiplied into B."""
-    with safe_open(folder / "low_rank.safetensors", framework="pt") as file:
-        about = file.metadata()
-        factors: dict[str, Tensor] = {}
-        for name in file.keys():  # noqa: SIM118
-            if LOW_RANK in name:
-                scale = float(about["scale"]) if name.endswith("_b") else 1.0
-                factors[name.replace(LOW_RANK, ".")] = file.get_tensor(name) * scale
-    return Deltas(factors, {"rank": int(about["rank"])})
+    """The factors alone: gates come from the other folders."""
+    with safe_open(folder / LOW_RANK, framework="pt") as file:
+        factors = {name: file.get_tensor(name) for name in file.keys() if ".experts." in name}  # noqa: SIM118
+        return Deltas(factors, {"rank": int(file.metadata()["rank"])})
 
 
 def gates(folder: Path) -> Deltas:
@@ -46,19 +40,21 @@ def gates(folder: Path) -> Deltas:
     return Deltas(found, {SECTION: config[SECTION]} if SECTION in config else {})
 
 
+def ship(trained: Path, pre_gated: Path, conventional: Path, out: Path) -> None:
+    """Write the three files to `out`. Raises OSError, and CheckpointError for folders of something else."""
+    out.mkdir(parents=True, exist_ok=True)
+    experts(trained).save(out / "experts.safetensors")
+    gates(pre_gated).save(out / "pre-gated.safetensors")
+    gates(conventional).save(out / "conventional.safetensors")
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("experts", "pre_gated", "conventional", "out"):
         parser.add_argument(name, type=Path)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name, deltas in (
-        ("experts", experts(args.experts)),
-        ("pre-gated", gates(args.pre_gated)),
-        ("conventional", gates(args.conventional)),
-    ):
-        deltas.save(args.out / f"{name}.safetensors")
+    ship(args.experts, args.pre_gated, args.conventional, args.out)
 
 
 if __name__ == "__main__":
