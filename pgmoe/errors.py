@@ -18,6 +18,7 @@
     ├── WeightReadError        bytes that are read while serving could not be had
     │   └── ExpertReadError    those of one expert
     ├── NonFiniteLogits        the model computed NaN or infinity
+    ├── TrainingDiverged       so did a loss in training
     └── GenerationFailed       anything unforeseen that ended a request; the log has it
 
 Messages name the value, the limit and the way out. Foreign errors are mapped where they enter.
@@ -100,6 +101,10 @@ class ExpertReadError(WeightReadError):
 
 class NonFiniteLogits(PgmoeError):
     """The model computed NaN or infinity, from which no token can be chosen."""
+
+
+class TrainingDiverged(PgmoeError):
+    """The loss of a step is NaN or infinity, and no further step would be better."""
 
 
 class GenerationFailed(PgmoeError):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -19,6 +22,9 @@ from rich.progress import (
 )
 
 from pgmoe.units import format_bytes
+
+if TYPE_CHECKING:
+    from pgmoe.training.step_figures import Step
 
 
 @contextmanager
@@ -78,5 +84,39 @@ def steps_bar(console: Console | None = None) -> Iterator[Callable[[str, int, in
             bar.update(task, description=what, completed=done, total=total)
             if not console.is_terminal:
                 console.print(f"{done}/{total} {what}", soft_wrap=True, highlight=False, markup=False)
+
+        yield advance
+
+
+@contextmanager
+def training_bar(description: str, console: Console | None = None) -> Iterator[Callable[[Step], None]]:
+    """Give a function that draws a bar with loss, learning rate, speed and time left.
+
+    Where `console` (stderr) is no terminal, there is a line at the first step and then one every 30 seconds.
+    """
+    console = console or Console(stderr=True)
+    told = -math.inf
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(description, total=None, figures="")
+
+        def advance(step: Step) -> None:
+            nonlocal told
+            figures = (
+                f"loss {step.loss:.4f}  rate {step.learning_rate:.2e}  {step.tokens_per_s:,.0f} tokens/s  "
+                f"{timedelta(seconds=round(step.seconds_left))} left"
+            )
+            bar.update(task, completed=step.number, total=step.num_steps, figures=figures)
+            if not console.is_terminal and (time.monotonic() - told > 30 or step.number == step.num_steps):
+                told = time.monotonic()
+                line = f"{step.number}/{step.num_steps}  {figures}"
+                console.print(line, soft_wrap=True, highlight=False, markup=False)
 
         yield advance

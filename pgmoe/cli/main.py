@@ -11,6 +11,7 @@ from pgmoe import openmp
 from pgmoe.cli.answers import answers
 from pgmoe.cli.bench import app as bench
 from pgmoe.cli.default_model import default_model
+from pgmoe.cli.finetune import finetune
 from pgmoe.cli.generate import generate
 from pgmoe.cli.info import info
 from pgmoe.cli.pack import pack
@@ -39,6 +40,7 @@ app.command()(answers)
 app.command()(simulate)
 app.command()(upcycle)
 app.command()(pregate)
+app.command()(finetune)
 app.command()(default_model)
 app.add_typer(bench, name="bench")
 
