@@ -18,6 +18,7 @@ from pgmoe.training.finetune import finetune
 from pgmoe.training.finetune_config import FinetuneConfig
 from pgmoe.training.pregate import pregate
 from pgmoe.training.step_figures import Progress
+from pgmoe.training.trainable import quiet
 from recipes.example import TEST, TRAIN
 from recipes.scores import score_answers, score_summaries
 from recipes.seq2seq_answers import Answerer
@@ -61,7 +62,7 @@ def carry_out(run: Run, plan: Plan, experiment: Experiment) -> QualityRun:
     work = experiment.folder / "runs" / run.name
     work.mkdir(parents=True, exist_ok=True)
     start, tuned = work / "start", work / "tuned"
-    with _one_thread():
+    with _one_thread(), quiet():
         if not start.exists():
             pregate(
                 str(experiment.pretrained),

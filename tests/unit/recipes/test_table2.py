@@ -3,15 +3,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from pgmoe.bench.quality_result import QualityRun
 from pgmoe.bench.result_file import load_result
 from pgmoe.errors import ConfigError
+from pgmoe.pre_gating import Scope
 from pgmoe.training.pregate import pregate
+from pgmoe.training.trainable import load_whole
 from recipes.example import TEST, TRAIN, Example, Task
 from recipes.seq2seq_answers import Answerer
 from recipes.switch_model import SwitchSize, save_switch_model
@@ -179,16 +183,27 @@ def test_long_prompts_are_tested_but_not_trained_on(plan: Plan, data: Path, tmp_
 
 
 @pytest.mark.parametrize("level", [0, 1, 3])
-def test_a_batch_with_a_cache_is_answered_as_one_by_one_without(
-    level: int, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+@pytest.mark.parametrize("scope", ["decoder", "both"])
+def test_generation_with_a_cache_gives_what_whole_passes_give(
+    level: int, scope: Scope, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    save_switch_model(TINY, tokenizer, tmp_path / "m", seed=3)
-    model = pregate(str(tmp_path / "m"), tmp_path / "ahead", level=level, start="fresh").folder
-    answerer = Answerer(model)
+    size = replace(TINY, d_model=32, num_experts=4)
+    save_switch_model(size, tokenizer, tmp_path / "m", seed=4)
+    model = pregate(str(tmp_path / "m"), tmp_path / "a", level=level, start="fresh", scope=scope).folder
+    network: Any = load_whole(model, torch.float32)
     prompts = ["A robin is a small songbird", "Köln", "In 1792 the president spoke of peace, of April"]
+    given = tokenizer(prompts, padding=True, return_tensors="pt", return_token_type_ids=False)
+    options = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
+    said = network.generate(**given, **options)
+    with torch.no_grad():
+        whole = network(**given, decoder_input_ids=said.sequences[:, :-1]).logits
+    torch.testing.assert_close(torch.stack(said.logits, 1), whole)
+    answerer = Answerer(model)
     alone = [answerer.answers([prompt], 6)[0] for prompt in prompts]
-    assert all(alone)
+    assert any(alone)
     assert answerer.answers(prompts, 6) == alone
-    config = json.loads((model / "generation_config.json").read_text())
-    (model / "generation_config.json").write_text(json.dumps({**config, "use_cache": False}))
-    assert Answerer(model).answers(prompts, 6) == alone
