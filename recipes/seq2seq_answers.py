@@ -44,7 +44,7 @@ class Answerer:
         """Greedy, one for each prompt, in their order."""
         found: dict[int, str] = {}
         model: Any = self._model
-        for places in _alike(prompts):
+        for places in _alike([len(prompt) for prompt in prompts]):
             batch = self._tokenizer([prompts[place] for place in places], padding=True, return_tensors="pt")
             ids_BT = model.generate(
                 input_ids=batch["input_ids"].to(self._device),
@@ -65,8 +65,8 @@ class Answerer:
         assert isinstance(pad_id, int)
         collate, model, objective = Collator(pad_id), self._model, Objective(shift=False)
         total, count = 0.0, 0
-        for start in range(0, len(rows), _BATCH_SIZE):
-            batch = collate([rows[at] for at in range(start, min(start + _BATCH_SIZE, len(rows)))])
+        for places in _alike([len(rows[place].input_ids) for place in range(len(rows))]):
+            batch = collate([rows[place] for place in places])
             given = {name: tensor.to(self._device) for name, tensor in batch.items()}
             labels_BT = given.pop("labels")
             shifted_BT = model.prepare_decoder_input_ids_from_labels(labels_BT)  # type: ignore[operator]
@@ -76,8 +76,8 @@ class Answerer:
         return total / count
 
 
-def _alike(prompts: Sequence[str]) -> Iterator[list[int]]:
-    """Places of prompts of like length, so that little is padded."""
-    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Places of rows of like length, so that little is padded."""
+    order = sorted(range(len(lengths)), key=lambda place: lengths[place])
     for start in range(0, len(order), _BATCH_SIZE):
         yield order[start : start + _BATCH_SIZE]

@@ -28,6 +28,7 @@ class SwitchSize:
     """Encoder and decoder are equally deep: transformers' `generate` fails for a deeper decoder."""
 
     d_model: int = 192
+    """Divided into heads of 64, one at least."""
     d_ff: int = 512
     """Width of an expert, and of the dense layers between."""
     num_blocks: int = 4
