@@ -80,17 +80,17 @@ def _tasks() -> tuple[TaskPlan, ...]:
     return (
         TaskPlan(
             name=closed_book.NAME,
-            budget=Budget(steps=200, batch_size=128, learning_rate=1e-3, max_tokens=32),
+            budget=Budget(steps=180, batch_size=128, learning_rate=1e-3, max_tokens=32),
             max_answer_tokens=10,
         ),
         TaskPlan(
             name=extractive.NAME,
-            budget=Budget(steps=150, batch_size=64, learning_rate=1e-3, max_tokens=96),
+            budget=Budget(steps=130, batch_size=64, learning_rate=1e-3, max_tokens=96),
             max_answer_tokens=24,
         ),
         TaskPlan(
             name=summary.NAME,
-            budget=Budget(steps=150, batch_size=64, learning_rate=1e-3, max_tokens=96),
+            budget=Budget(steps=110, batch_size=64, learning_rate=1e-3, max_tokens=96),
             max_answer_tokens=32,
             metrics=SUMMARY_METRICS,
         ),
@@ -104,7 +104,7 @@ class Plan:
     data: Path
     """Folder that `make data` writes."""
     size: SwitchSize = field(default_factory=SwitchSize)
-    pretraining: Budget = Budget(steps=2_700, batch_size=64, learning_rate=2e-3, max_tokens=96)
+    pretraining: Budget = Budget(steps=2_400, batch_size=64, learning_rate=2e-3, max_tokens=96)
     tasks: tuple[TaskPlan, ...] = field(default_factory=_tasks)
     levels: tuple[int, ...] = (0, 1, 2, 3)
     seeds: tuple[int, ...] = (0, 1, 2)
