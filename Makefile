@@ -13,7 +13,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev run test test-long check format generate constraints test-monitoring test-peers data bench bench-policies gpu clean
+.PHONY: help venv dev run test test-long check format generate constraints test-monitoring test-peers data quality-switch bench bench-policies gpu clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -110,6 +110,12 @@ constraints: $(VENV)/.dev ## Write constraints.txt anew: what .venv has, torch e
 
 data: $(VENV)/.run ## Fetch the texts and write the training data (build/data).
 	$(BIN)/python -m recipes.data build/data
+
+# --- quality
+
+quality-switch: $(VENV)/.dev data ## The paper's Table II and Figure 13 at small scale, some two hours; goes on if interrupted.
+	result=$$($(BIN)/python -m recipes.table2 run --compare-starts --workers 2) && \
+	  $(BIN)/python -m recipes.table2 show "$$result" && $(BIN)/python -m recipes.table2 plot "$$result"
 
 # --- measurements
 

@@ -18,6 +18,9 @@ from pgmoe.bench.policies import render as render_policies
 from pgmoe.bench.profile_plot import plot_profile
 from pgmoe.bench.profile_report import render_profile
 from pgmoe.bench.profile_result import ProfileResult
+from pgmoe.bench.quality_plot import plot_quality
+from pgmoe.bench.quality_report import render_quality
+from pgmoe.bench.quality_result import QualityResult
 from pgmoe.bench.reads_plot import plot_reads
 from pgmoe.bench.reads_report import render_reads
 from pgmoe.bench.reads_result import ReadsResult
@@ -25,7 +28,7 @@ from pgmoe.bench.report import render
 from pgmoe.bench.result import Result
 from pgmoe.errors import ConfigError
 
-AnyResult = Result | CurveResult | ReadsResult | ProfileResult | PolicyResult | GuessesResult
+AnyResult = Result | CurveResult | ReadsResult | ProfileResult | PolicyResult | GuessesResult | QualityResult
 # What sets them apart are the fields that each must have.
 _ADAPTER: TypeAdapter[AnyResult] = TypeAdapter(AnyResult)
 
@@ -52,6 +55,8 @@ def render_result(result: AnyResult) -> str:
         return render_profile(result)
     if isinstance(result, GuessesResult):
         return render_guesses(result)
+    if isinstance(result, QualityResult):
+        return render_quality(result)
     return render_reads(result) if isinstance(result, ReadsResult) else render(result)
 
 
@@ -65,6 +70,8 @@ def draw_result(result: AnyResult, path: Path) -> None:
         plot_profile(result, path)
     elif isinstance(result, GuessesResult):
         plot_guesses(result, path)
+    elif isinstance(result, QualityResult):
+        plot_quality(result, path)
     elif isinstance(result, ReadsResult):
         plot_reads(result, path)
     else:
