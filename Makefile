@@ -124,7 +124,8 @@ CURVE_GATINGS := --gating on_demand --gating auto
 bench: $(VENV)/.bench ## Measure this machine (leave it alone meanwhile); results go to benchmarks/results.
 	$(BIN)/pgmoe bench default-model
 	$(BIN)/pgmoe bench olmoe-like
-	$(BIN)/pgmoe bench curve default $(CURVE_GATINGS)
+	$(BIN)/pgmoe bench curve default-conventional $(CURVE_GATINGS)
+	$(BIN)/pgmoe bench curve default --gating on_demand --gating pregated --no-peers
 	$(BIN)/pgmoe bench curve olmoe-like $(CURVE_GATINGS)
 	$(BIN)/pgmoe bench curve olmoe-like $(CURVE_GATINGS) --limit 75 --limit 50 --limit 25
 	$(BIN)/pgmoe bench curve olmoe-like $(CURVE_GATINGS) --emulate 25GB/s

@@ -28,6 +28,10 @@ class PreGating:
     def __post_init__(self) -> None:
         if not isinstance(self.level, int) or self.level < 1:
             raise ConfigError(f"level {self.level!r}: a gate looks 1 block ahead or more")
+        if not isinstance(self.gates, Mapping) or not all(
+            isinstance(name, str) for pair in self.gates.items() for name in pair
+        ):
+            raise ConfigError("gates: from the module path of each gate to that of a block, both text")
         if self.scope not in get_args(Scope):
             raise ConfigError(f"scope {self.scope!r} is none of {', '.join(get_args(Scope))}")
 
@@ -48,12 +52,14 @@ class PreGating:
 
     def check(self, expected: Mapping[str, str]) -> None:
         """Raise CorruptCheckpoint if the gates are not those that level and scope give for this model."""
-        if dict(self.gates) != dict(expected):
-            wrong = sorted(set(self.gates.items()) ^ set(expected.items()))
+        odd = sorted(set(self.gates.items()) - set(expected.items()))
+        lost = sorted(set(expected.items()) - set(self.gates.items()))
+        if odd or lost:
+            gate, block = (odd or lost)[0]
             raise CorruptCheckpoint(
-                f"config.json, section {SECTION!r}: level {self.level} of the {self.scope} does not give "
-                f"these gates, e.g. {wrong[0][0]} reads {wrong[0][1]}; make the checkpoint again with "
-                "`pgmoe pregate`"
+                f"config.json, section {SECTION!r}: level {self.level} of the {self.scope} "
+                f"{'does not let' if odd else 'lets'} gate {gate} read {block}; make the checkpoint again "
+                "with `pgmoe pregate`"
             )
 
     def to_dict(self) -> dict[str, Any]:

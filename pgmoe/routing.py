@@ -47,6 +47,8 @@ class Gating(Protocol):
     exact: bool
     """Whether it knows selections, so that it has to be asked even where guesses rest. What a layer chooses
     before its attention is then ordered at once, and the gating need not name it."""
+    reach: int
+    """Layers from the one whose input `look_ahead` is given to the one that it looks at."""
 
     def begin(self, sequence: str) -> None:
         """A forward pass of this sequence begins; its layers follow in execution order."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pgmoe.errors import ConfigError, UnsupportedModel
 from pgmoe.models.checkpoint import Checkpoint, StoredTensor
+from pgmoe.pre_gating import SECTION
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter, TensorNameMap
@@ -80,6 +81,11 @@ def write_gguf(model: str, path: Path, dtype: torch.dtype) -> None:
     except ImportError:
         raise ConfigError('writing GGUF needs the gguf package; pip install "pgmoe[peers]"') from None
     checkpoint = Checkpoint.open(model)
+    if SECTION in checkpoint.config:
+        raise UnsupportedModel(
+            f"{model} is pre-gated, which llama.cpp cannot compute; name its conventional twin, or measure "
+            "without peers (--no-peers)"
+        )
     family = _FAMILIES.get(checkpoint.config.get("model_type", ""))
     if family is None:
         raise UnsupportedModel(

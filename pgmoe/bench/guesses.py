@@ -135,6 +135,13 @@ def _guess(
         if engine.model.config.is_encoder_decoder:
             raise ConfigError(f"{place.model} encodes and decodes; guesses are measured of decoders")
         asked = {d: look_aheads(engine.model, sockets, d) for d in distances}
+        for distance, routers in asked.items():
+            if not any(routers):
+                raise ConfigError(
+                    f"{place.model}: no router can be asked {distance} layers ahead; it has {len(sockets)} "
+                    "MoE layers, and where gates select ahead there is nothing to guess (name a "
+                    "conventional twin)"
+                )
         shares = {d: _Shares(_ahead(d), len(sockets)) for d in asked}
         watched, chosen = WatchedModel(engine), []
         for number, ids in enumerate(token_ids):

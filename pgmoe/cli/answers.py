@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +12,16 @@ from pgmoe.cli.console import bytes_bar, steps_bar
 from pgmoe.cli.generate import as_prompt
 from pgmoe.cli.options import Device, DeviceMemory, HostMemory, Model
 from pgmoe.cli.trace import read_prompts
+from pgmoe.errors import ConfigError
 from pgmoe.new_file import check_new_file
 
 if TYPE_CHECKING:
     from pgmoe.engine.llm import LLM
     from pgmoe.request import SamplingParams
+
+
+GROUP = 8
+"""Prompts handed over at once, for each that runs: a short answer's place is taken by the next."""
 
 
 def answers(
@@ -34,7 +40,8 @@ def answers(
 ) -> None:
     """Answer prompts and write both down: text of the model's own to distil it from.
 
-    The file has the column `messages` for a model that chats, else `prompt` and `completion`.
+    The file has the column `messages` for a model that chats, else `prompt` and `completion`. Answers that
+    `max_tokens` cut short are left out: they would teach to stop in the middle of a sentence.
     """
     from pgmoe.engine.llm import LLM
     from pgmoe.request import SamplingParams
@@ -53,31 +60,36 @@ def answers(
         )
     with llm, steps_bar() as progress:
         chats = not raw and llm.tokenizer is not None and bool(llm.tokenizer.chat_template)
-        said: list[str] = []
-        for first in range(0, len(texts), at_once):
-            said += _answer(llm, texts[first : first + at_once], params, raw=raw)
-            progress("prompts answered", len(said), len(texts))
-    _write(texts, said, out, chats=chats)
-    typer.echo(f"{len(texts)} answers written to {out}", err=True)
+        rows: list[tuple[str, str]] = []
+        group = GROUP * at_once
+        for first in range(0, len(texts), group):
+            some = texts[first : first + group]
+            rows += _answer(llm, some, params, raw=raw)
+            progress("prompts answered", first + len(some), len(texts))
+    if not rows:
+        raise ConfigError(f"no answer ended within {max_tokens} tokens; give more with --max-tokens")
+    _write(rows, out, chats=chats)
+    typer.echo(f"{len(rows)} answers written to {out}, {len(texts) - len(rows)} cut short left out", err=True)
 
 
-def _answer(llm: LLM, texts: list[str], params: SamplingParams, *, raw: bool) -> list[str]:
+def _answer(llm: LLM, texts: list[str], params: SamplingParams, *, raw: bool) -> Iterator[tuple[str, str]]:
+    """Prompts and answers of those that came to an end."""
     together = [as_prompt(llm, text, raw=raw) for text in texts]
     prompts = [prompt for prompt, _ in together]
-    return [c.text for c in llm.generate(prompts, params, add_special_tokens=together[0][1])]
+    said = llm.generate(prompts, params, add_special_tokens=together[0][1])
+    for text, answer in zip(texts, said, strict=True):
+        if answer.finish_reason != "length":
+            yield text, answer.text
 
 
-def _write(texts: list[str], said: list[str], out: Path, *, chats: bool) -> None:
+def _write(rows: list[tuple[str, str]], out: Path, *, chats: bool) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
     if chats:
         roles = ("user", "assistant")
-        rows = [
-            [{"role": role, "content": content} for role, content in zip(roles, turn, strict=True)]
-            for turn in zip(texts, said, strict=True)
-        ]
-        table = pa.table({"messages": rows})
+        chat = [[{"role": r, "content": c} for r, c in zip(roles, turn, strict=True)] for turn in rows]
+        table = pa.table({"messages": chat})
     else:
-        table = pa.table({"prompt": texts, "completion": said})
+        table = pa.table({"prompt": [a for a, _ in rows], "completion": [b for _, b in rows]})
     parquet.write_table(table, out, compression="zstd")

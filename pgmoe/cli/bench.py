@@ -36,8 +36,8 @@ def default_model(
     """The default model: all experts resident, 25 %, transformers, accelerate's disk offload."""
     from pgmoe.bench import benchmarks
 
-    model = folder or default_folder()
-    build_if_missing(model)
+    model = folder or default_folder("conventional")  # other engines compute no pre-gated model
+    build_if_missing(model, "conventional")
     measure(benchmarks.default_model(str(model), tokens), model, "cpu", threads, rounds, out)
 
 

@@ -10,8 +10,11 @@ from typing import Annotated, Literal
 import typer
 
 from pgmoe.cli.console import bytes_bar
+from pgmoe.errors import ConfigError
 
 Kind = Literal["pre-gated", "conventional", "equal"]
+ENTRY = "pgmoe_default_model"
+"""In config.json: the kind."""
 FOLDER_NAMES: dict[Kind, str] = {
     "pre-gated": "smollm2-8x135m-pregated",
     "conventional": "smollm2-8x135m-conventional",
@@ -47,8 +50,12 @@ def default_folder(kind: Kind = "pre-gated") -> Path:
 
 
 def build_if_missing(folder: Path, kind: Kind = "pre-gated") -> bool:
-    """Build the model unless `folder` has one; whether it was built."""
-    if (folder / "config.json").is_file():
+    """Build the model unless `folder` has it; whether it was built. ConfigError where another kind is."""
+    config = folder / "config.json"
+    if config.is_file():
+        found = json.loads(config.read_text(encoding="utf-8")).get(ENTRY, kind)
+        if found != kind:
+            raise ConfigError(f"{folder} holds the {found} model, not the {kind} one; name another folder")
         return False
     from pgmoe.training.default_model import build_default_model
 

@@ -15,6 +15,7 @@ from pgmoe.units import format_bytes
 
 if TYPE_CHECKING:
     from pgmoe.engine.memory_plan import ExpertShape
+    from pgmoe.models.loader import ModelPlan
 
 SHARES = (100, 75, 50, 25, 10)
 
@@ -65,6 +66,7 @@ def info(
         "moe_layers": len(plan.layers),
         "experts_per_layer": max(layer.num_experts for layer in plan.layers),
         "experts_per_token": shape.top_k,
+        "experts_known": _known(plan),
         "dense_bytes": loaded_bytes,
         "embedding_left_in_file_bytes": plan.dense_bytes - loaded_bytes,
         "expert_bytes": expert_bytes,
@@ -78,6 +80,20 @@ def info(
     _print(facts, fits)
     if device_memory:
         typer.echo(memories[0].text())
+
+
+def _known(plan: ModelPlan) -> str:
+    """How early the model itself knows a layer's experts."""
+    from pgmoe.models.early import early_blocks
+    from pgmoe.models.families import find_sockets
+    from pgmoe.pre_gating import PreGating
+
+    pre_gating = PreGating.of(plan.config.to_dict())
+    if pre_gating is not None:
+        blocks = "block" if pre_gating.level == 1 else "blocks"
+        return f"{pre_gating.level} MoE {blocks} ahead (pre-gated {pre_gating.scope})"
+    early = early_blocks(plan.skeleton, find_sockets(plan.skeleton))
+    return "before the layer's attention" if early else "when the layer is reached"
 
 
 def _shares(shape: ExpertShape) -> list[str]:

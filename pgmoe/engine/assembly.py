@@ -172,7 +172,8 @@ def _gating(config: EngineConfig, loaded: LoadedModel, *, idle: bool) -> Gating:
     selections = tuple(pre_gates.selection_from(s.block) for s in loaded.sockets) if pre_gates else ()
     level = pre_gates.level if pre_gates else 0
     inputs = GatingInputs(experts_per_layer, ahead, trace, selections, level, early)
-    return make_gating("on_demand" if idle else config.gating, inputs)
+    made = make_gating(config.gating, inputs)  # a gating that cannot be is told even where it would be idle
+    return make_gating("on_demand", inputs) if idle else made
 
 
 def resolve_dtype(name: str, layers: tuple[ExpertLayer, ...]) -> torch.dtype:

@@ -15,6 +15,7 @@ class OnDemand:
     predicts = False
     limited = True
     exact = False
+    reach = 1
 
     def begin(self, sequence: str) -> None:
         """See Gating."""

@@ -25,6 +25,7 @@ class Oracle:
     predicts = True
     limited = False
     exact = True
+    reach = 1
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace

@@ -18,6 +18,7 @@ class PrefetchAll:
     predicts = True
     limited = False
     exact = False
+    reach = 1
 
     def __init__(self, experts_per_layer: Sequence[int]) -> None:
         self._num_experts = tuple(experts_per_layer)

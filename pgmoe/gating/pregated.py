@@ -33,7 +33,7 @@ class Pregated:
         `early`: layers that choose before their attention and say so themselves; nothing is said of them.
         """
         self._selections = tuple(selections) or (None,) * len(experts_per_layer)
-        self._level = level
+        self.reach = self._level = level
         self._num_experts = tuple(experts_per_layer)
         known = {layer + level for layer, select in enumerate(selections) if select is not None}
         others = set(range(len(self._num_experts))) - known - set(early)

@@ -21,16 +21,17 @@ class RecordingGating:
     predicts = True
     limited = False
     exact = False
+    reach = 1
 
     def __init__(self, inner: Gating) -> None:
         self._inner = inner
         self._steps: list[tuple[str, list[tuple[Routing, Rows]]]] = []
-        self._ahead: Rows = ()
+        self._ahead: dict[int, Rows] = {}
 
     def begin(self, sequence: str) -> None:
         """A forward pass of its own."""
         self._steps.append((sequence, []))
-        self._ahead = ()
+        self._ahead.clear()
         self._inner.begin(sequence)
 
     def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:
@@ -39,8 +40,8 @@ class RecordingGating:
 
     def predict(self, routing: Routing) -> Sequence[Prediction]:
         """Nothing; the routing is kept."""
-        self._steps[-1][1].append((routing, self._ahead))
-        self._ahead = routing.ahead
+        self._steps[-1][1].append((routing, self._ahead.pop(routing.layer, ())))
+        self._ahead[routing.layer + self._inner.reach] = routing.ahead
         return ()
 
     def steps(self, experts_per_layer: Sequence[int]) -> tuple[TracedStep, ...]:

@@ -24,6 +24,7 @@ class Speculative:
     predicts = True
     limited = True
     exact = False
+    reach = 1
 
     def __init__(
         self,

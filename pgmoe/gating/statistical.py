@@ -28,6 +28,7 @@ class Statistical:
     predicts = True
     limited = True
     exact = False
+    reach = 1
 
     def __init__(
         self,

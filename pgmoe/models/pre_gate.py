@@ -40,6 +40,11 @@ class GateChain:
         self._selected: list[Any] = [None] * len(self._routers)
         self._shapes: list[torch.Size | None] = [None] * len(self._routers)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without selections: they are of a pass under way."""
+        none = [None] * len(self._routers)
+        return {**self.__dict__, "_selected": none, "_shapes": list(none)}
+
     def route(self, block: int, hidden: Tensor) -> Any:
         """What the router of `block` gives, as its family has it. Selects for block + level by the way.
 
@@ -110,7 +115,9 @@ class PreGates:
 def pre_gate(model: PreTrainedModel) -> PreGates | None:
     """Make a model route as the `pgmoe` section of its config says; None, and no change, where it has none.
 
-    Call after `from_pretrained`; calling again changes nothing. Raises UnsupportedModel where this is no
+    Call after `from_pretrained`; calling again changes nothing. While it trains, one backward pass has to
+    follow each forward pass where activations are computed again; routers' classes are of this process, so
+    save it by `save_pretrained`. Raises UnsupportedModel where this is no
     model to be pre-gated, CorruptCheckpoint where it is not the one that the section describes.
     """
     pre_gating = PreGating.of(model.config.to_dict())
@@ -178,6 +185,12 @@ def _kind_of(router: nn.Module) -> tuple[str, int, tuple[torch.Size, ...]]:
 def _chain(blocks: Sequence[MoEBlock], level: int) -> GateChain:
     if isinstance(first := blocks[0].router, PreGatedRouter):
         return first.chain
+    for block in blocks:
+        if "forward" in block.router.__dict__:
+            raise UnsupportedModel(
+                f"{block.router_name}: its forward was replaced (accelerate does so with a device_map over "
+                "several devices); load the model onto one device first"
+            )
     for block in blocks:
         kind: Any = type(block.router)
         block.router.__class__ = _pre_gated_class(kind)

@@ -7,7 +7,6 @@ module. How they were trained, on what, and how good the result is: recipes/READ
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -29,8 +28,8 @@ Kind = Literal["pre-gated", "conventional", "equal"]
 eight copies of the dense network behind random gates, which answer as it does."""
 DELTAS = Path(__file__).parent / "smollm2-8x135m"
 """Folder of the trained files."""
-CARD = "README.md"
-"""The model card, in the built folder, too."""
+ENTRY = "pgmoe_default_model"
+"""In config.json: the kind."""
 
 
 def build_default_model(out: Path, progress: Progress | None = None, kind: Kind = "pre-gated") -> Upcycled:
@@ -45,12 +44,10 @@ def build_default_model(out: Path, progress: Progress | None = None, kind: Kind 
         progress=progress,
     )
     if kind == "equal":
-        return make()
+        return make(config_entries={ENTRY: kind})
     deltas = Deltas.open(DELTAS / "experts.safetensors") | Deltas.open(DELTAS / f"{kind}.safetensors")
     section = {name: deltas.about[name] for name in (SECTION,) if name in deltas.about}
-    built = make(edit=deltas.edit, config_entries=section)
-    shutil.copyfile(DELTAS / CARD, out / CARD)
-    return built
+    return make(edit=deltas.edit, config_entries={ENTRY: kind, **section}, files=[DELTAS / "README.md"])
 
 
 def packaged_gguf() -> Path:

@@ -63,7 +63,7 @@ def pregate(
 
     Until it is trained, the result is a worse model than its source. At level 0 it is a copy. `seed` draws
     fresh gates. `out` must not exist or be empty; it appears only when it is complete. The dense weights
-    are in memory meanwhile. Raises ConfigError, and CheckpointError or one of its kinds.
+    are in memory meanwhile, in float32. Raises ConfigError, and CheckpointError or one of its kinds.
     """
     if start not in get_args(Start):
         raise ConfigError(f"start {start!r} is none of {', '.join(get_args(Start))}")
@@ -109,15 +109,14 @@ def _new_gate(
     model: PreTrainedModel, block: MoEBlock, reader: MoEBlock, start: Start, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """By parameter name: what the gate of `block`, which reads `reader`'s input, starts from."""
-    here = dict(block.router.named_parameters())
-    if start == "own":
-        here = dict(reader.router.named_parameters())
+    here = (reader if start == "own" else block).router.state_dict()  # biases of some are buffers
     gate = {f"{block.router_name}.{name}": weight.clone() for name, weight in here.items()}
     width = model.config.get_text_config().hidden_size
     matrices = [name for name, weight in gate.items() if weight.dim() == 2 and weight.shape[1] == width]
     if start == "fresh":
-        for name in matrices:
-            gate[name].copy_(torch.randn(gate[name].shape, generator=generator) * FRESH_SPREAD)
+        for name, weight in gate.items():
+            drawn = torch.randn(weight.shape, generator=generator) * FRESH_SPREAD
+            weight.copy_(drawn if name in matrices else torch.zeros_like(weight))
     if start == "next":
         for name in matrices:
             gate[name] = _for_input_of(model, gate[name], block, reader)
@@ -125,13 +124,14 @@ def _new_gate(
 
 
 def _for_input_of(model: nn.Module, weight_ED: Tensor, block: MoEBlock, reader: MoEBlock) -> Tensor:
-    """The same gate, but that it gives for `reader`'s normed input what it gave for `block`'s of the same."""
+    """The same gate, but that it gives for `reader`'s normed input what it gave for `block`'s of the same.
+
+    What a norm adds, which is the same for all inputs, is left out.
+    """
     generator = torch.Generator().manual_seed(0)
     x_ND = torch.randn(_NUM_TRIALS, weight_ED.shape[-1], generator=generator)
     between = rescale(model, reader.name, block.name, x_ND)
-    if between is None or between.shift_D is not None:
-        return weight_ED
-    return weight_ED * between.ratio_D
+    return weight_ED if between is None else weight_ED * between.ratio_D
 
 
 def _write(

@@ -8,7 +8,8 @@ equal experts give back the dense layer's output whichever of them are chosen.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,15 +75,16 @@ def upcycle(
     generation_defaults: Mapping[str, object] | None = None,
     edit: Edit = lambda _, tensor: tensor,
     config_entries: Mapping[str, object] | None = None,
+    files: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> Upcycled:
     """Write a Mixtral checkpoint of `source` to `out`: safetensors, config, tokenizer, chat template.
 
     `source` and `dtype` are as in `read_dense_model`, `seed` draws the routers, `generation_defaults` goes
     into generation_config.json beside what the source says there, `config_entries` into config.json; `edit`
-    may change tensors as they are written. `out` must not exist or be empty; it appears only when it is
-    complete. Besides the dense model, at most one shard is in memory. Raises ConfigError and the errors of
-    `read_dense_model`.
+    may change tensors as they are written, and `files` are copied into the folder. `out` must not exist or
+    be empty; it appears only when it is complete. Besides the dense model, at most one shard is in memory.
+    Raises ConfigError and the errors of `read_dense_model`.
     """
     if not 1 <= top_k <= num_experts:
         raise ConfigError(f"top_k is {top_k}; it must be between 1 and num_experts ({num_experts})")
@@ -104,6 +106,8 @@ def upcycle(
         for option, value in (generation_defaults or {}).items():
             setattr(dense.generation_config, option, value)
         dense.generation_config.to_json_file(folder / "generation_config.json")
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
     return Upcycled(out, num_bytes, sum(t.numel() for t in tensors.values()), dense.dtype)
 
 

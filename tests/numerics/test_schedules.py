@@ -28,15 +28,19 @@ from pgmoe.gating.make import GATINGS
 from pgmoe.gating.recording import RecordingGating
 from pgmoe.layout import ExpertId
 from pgmoe.metrics.stats import ExpertStats
+from pgmoe.pre_gating import Scope
 from pgmoe.request import Request, SamplingParams, TokenLogprob
 from pgmoe.routing import Gating
 from pgmoe.trace import Trace
+from pgmoe.training.pregate import pregate
 from tests.conftest import TinyCheckpoints
-from tests.support.checkpoints import EARLY_ROUTED_FAMILIES
+from tests.support.checkpoints import EARLY_ROUTED_FAMILIES, ENCODER_DECODER_FAMILIES
 from tests.support.expert_files import GatedStore
 from tests.support.runs import all_logits, smallest_budget
 
-FAMILIES = ("mixtral", "olmoe", "gpt_oss", "deepseek_v3", "smallthinker", "switch_transformers")
+PRE_GATED = {"pre-gated mixtral": ("mixtral", 2), "pre-gated switch": ("switch_transformers", 1)}
+"""Of which family, and how far ahead; in a Switch the encoder, too."""
+FAMILIES = ("mixtral", "olmoe", "gpt_oss", "deepseek_v3", "smallthinker", "switch_transformers", *PRE_GATED)
 NUM_TOKENS = 6
 """Of the longest answer."""
 LONGEST_DELAY_S = 0.002
@@ -139,7 +143,13 @@ def resident(tiny: TinyCheckpoints, tmp_path_factory: pytest.TempPathFactory) ->
 
     def get(family: str) -> Resident:
         if family not in done:
-            done[family] = record(tiny(family, torch.bfloat16), tmp_path_factory.mktemp("traces") / family)
+            work = tmp_path_factory.mktemp("traces")
+            base, level = PRE_GATED.get(family, (family, 0))
+            folder = tiny(base, torch.bfloat16)
+            if level:
+                scope: Scope = "both" if base in ENCODER_DECODER_FAMILIES else "decoder"
+                folder = pregate(str(folder), work / "pre-gated", level=level, scope=scope).folder
+            done[family] = record(folder, work / family)
         return done[family]
 
     return get
@@ -218,7 +228,8 @@ tier_options = st.one_of(
 
 def gatings_of(family: str) -> list[str]:
     """Those that this family takes: a model that selects its experts ahead needs no guesses of them."""
-    return sorted(GATINGS.keys() - {"speculative" if family in EARLY_ROUTED_FAMILIES else "pregated"})
+    selects = family in EARLY_ROUTED_FAMILIES or family in PRE_GATED
+    return sorted(GATINGS.keys() - {"speculative" if selects else "pregated"})
 
 
 def schedules(family: str) -> st.SearchStrategy[Schedule]:
@@ -279,7 +290,7 @@ def test_every_gating_prefetches_what_it_knows_and_changes_no_bit(
     resident: Callable[[str], Resident], gating: str
 ) -> None:
     options: dict[str, object] = {"gating": gating, "device_memory": "45%", "emulated_link": "1GB/s"}
-    family = next(f for f in ("olmoe", "smallthinker") if gating in gatings_of(f))
+    family = next(f for f in ("olmoe", "pre-gated mixtral") if gating in gatings_of(f))
     stats = play(resident(family), Schedule(options, (EVERY_PROMPT,), 0.0, 0.0, 0))
     known = stats.prefetch_bytes["useful"] + stats.prefetch_bytes["late"]
     assert (known > 0) == (gating != "on_demand")

@@ -19,6 +19,7 @@ from pgmoe.bench.job import Answer, Job, Place
 from pgmoe.bench.page_cache import drop_from_page_cache, weight_files
 from pgmoe.errors import UnsupportedModel
 from pgmoe.models.loader import ModelPlan, read_plan
+from pgmoe.models.pre_gate import pre_gate
 
 
 @dataclass(frozen=True)
@@ -171,4 +172,5 @@ def _load(
         )
     except ValueError as error:
         raise UnsupportedModel(f"{place.model}: transformers cannot load it: {error}") from error
+    pre_gate(model)
     return model

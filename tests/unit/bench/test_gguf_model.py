@@ -10,6 +10,7 @@ import torch
 from pgmoe.bench.gguf_model import write_gguf
 from pgmoe.errors import UnsupportedModel
 from pgmoe.models.checkpoint import Checkpoint
+from pgmoe.training.pregate import pregate
 from tests.support.checkpoints import save_tiny
 
 gguf: Any = pytest.importorskip("gguf")
@@ -72,3 +73,9 @@ def test_a_family_without_an_entry_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="only olmoe and mixtral models"):
         write_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", torch.float16)
     assert not (tmp_path / "model.gguf").exists()
+
+
+def test_a_pre_gated_model_is_refused(tmp_path: Path) -> None:
+    pregate(str(save_tiny("mixtral", tmp_path / "old", torch.float32)), tmp_path / "new")
+    with pytest.raises(UnsupportedModel, match=r"is pre-gated, which llama\.cpp cannot"):
+        write_gguf(str(tmp_path / "new"), tmp_path / "model.gguf", torch.float16)

@@ -75,6 +75,11 @@ def test_what_cannot_be_measured_is_told(model: Path, tmp_path: Path) -> None:
     other = save_tiny("qwen2_moe", tmp_path / "other", torch.float32)
     with pytest.raises(ConfigError, match="has 2 MoE layers, not 3"):
         measure(model, pre_gated=other)
+    with pytest.raises(ConfigError, match=r"no router can be asked 3 layers ahead; it has 3 MoE layers"):
+        measure(model, (1, 3))
+    twin = pregate(str(model), tmp_path / "twin").folder
+    with pytest.raises(ConfigError, match="name a conventional twin"):
+        measure(twin)
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ConfigError, match="is empty; give a document a line"):
         CliRunner().invoke(

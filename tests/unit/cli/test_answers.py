@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,17 @@ PROMPTS = ["Why is the sky blue?", "Hello", "What is 2 + 2?"]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_chat(tmp_path_factory.mktemp("answers") / "tiny-chat")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that ends no answer."""
+    return save_tiny_chat(tmp_path_factory.mktemp("answers") / "endless")
+
+
+@pytest.fixture(scope="module")
+def model(endless: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, but that every third token ends an answer."""
+    folder = shutil.copytree(endless, tmp_path_factory.mktemp("answers") / "tiny-chat")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(3, 500, 3))}))
+    return folder
 
 
 def answers(model: Path, folder: Path, *options: str) -> list[dict[str, object]]:
@@ -29,10 +40,11 @@ def answers(model: Path, folder: Path, *options: str) -> list[dict[str, object]]
         "-o",
         str(folder / "out.parquet"),
     ]
-    limits = ["--max-tokens", "8", "--temperature", "0", "--at-once", "2", "--device", "cpu"]
+    limits = ["--max-tokens", "40", "--temperature", "0", "--at-once", "2", "--device", "cpu"]
     run = CliRunner().invoke(app, [*arguments, *limits, *options])
     assert run.exit_code == 0, run.output
     assert "3 answers written to" in run.stderr
+    assert "0 cut short left out" in run.stderr
     rows: list[dict[str, object]] = parquet.read_table(folder / "out.parquet").to_pylist()
     return rows
 
@@ -49,10 +61,22 @@ def test_chats_are_written_as_messages(model: Path, tmp_path: Path) -> None:
 def test_without_a_template_prompt_and_completion_are_written(model: Path, tmp_path: Path) -> None:
     rows = answers(model, tmp_path, "--raw")
     with LLM(model, device="cpu") as llm:
-        said = llm.generate(PROMPTS, SamplingParams(max_tokens=8, temperature=0))
+        said = llm.generate(PROMPTS, SamplingParams(max_tokens=40, temperature=0))
     assert rows == [
         {"prompt": prompt, "completion": answer.text} for prompt, answer in zip(PROMPTS, said, strict=True)
     ]
+
+
+def test_answers_that_were_cut_short_are_left_out(endless: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    files = ["--prompts", str(tmp_path / "prompts.txt"), "-o", str(tmp_path / "out.parquet")]
+    with pytest.raises(ConfigError, match="no answer ended within 4 tokens"):
+        CliRunner().invoke(
+            app,
+            ["answers", str(endless), *files, "--max-tokens", "4", "--device", "cpu"],
+            catch_exceptions=False,
+        )
+    assert not (tmp_path / "out.parquet").exists()
 
 
 def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from pgmoe.cli.main import app
+from pgmoe.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
 NAME = "smollm2-8x135m-pregated"
@@ -32,6 +33,15 @@ def test_a_folder_can_be_named_and_json_says_whether_it_was_built(tmp_path: Path
     folder = stand_in(tmp_path / "mine")
     run = CliRunner().invoke(app, ["default-model", str(folder), "--json"])
     assert json.loads(run.stdout) == {"folder": str(folder), "built": False}
+
+
+def test_a_folder_with_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
+    folder = stand_in(tmp_path / "mine")
+    (folder / "config.json").write_text('{"pgmoe_default_model": "pre-gated"}')
+    with pytest.raises(ConfigError, match="holds the pre-gated model, not the conventional one"):
+        CliRunner().invoke(
+            app, ["default-model", str(folder), "--kind", "conventional"], catch_exceptions=False
+        )
 
 
 def test_command_makefile_and_config_mean_the_same_folder(

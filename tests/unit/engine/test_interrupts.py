@@ -25,6 +25,7 @@ class Striking(OnDemand):
     predicts = True
     limited = False
     exact = False
+    reach = 1
 
     def __init__(self) -> None:
         self.due_in: int | None = None

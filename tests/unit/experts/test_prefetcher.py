@@ -31,6 +31,7 @@ class Scripted:
         self.predicts = True
         self.limited = limited
         self.exact = exact
+        self.reach = 1
         self.says: Sequence[Prediction] = ()
         self.asked = 0
         self.looked_ahead = 0

@@ -128,6 +128,7 @@ class PreGated:
     predicts = True
     limited = False
     exact = True
+    reach = 1
 
     def __init__(self, gates: Sequence[Tensor], top_k: int) -> None:
         self._gates = gates  # (E, D): gates[i] chooses for layer i + 1

@@ -17,7 +17,8 @@ class Ahead:
     limited = True
     exact = False
 
-    def __init__(self) -> None:
+    def __init__(self, reach: int = 1) -> None:
+        self.reach = reach
         self.begun: list[str] = []
 
     def begin(self, sequence: str) -> None:
@@ -53,6 +54,15 @@ def test_it_keeps_selection_scores_and_what_was_looked_ahead() -> None:
         ),
         TracedStep("b", (TracedLayer(0, ((1, 2),), ((0.125, 0.25),)),)),
     )
+
+
+def test_what_was_looked_ahead_further_belongs_to_the_layer_that_it_is_of() -> None:
+    gating = RecordingGating(Ahead(reach=2))
+    gating.begin("a")
+    for layer in range(3):
+        gating.predict(routing(layer, [[1, 2]], ahead=[[layer, 7]] if layer == 0 else ()))
+    (step,) = gating.steps((8, 8, 8))
+    assert [layer.predicted for layer in step.layers] == [(), (), ((0, 7),)]
 
 
 def test_what_was_looked_ahead_in_one_pass_is_nothing_to_the_next() -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from pgmoe.errors import ConfigError, CorruptCheckpoint, UnsupportedModel
 from pgmoe.models.moe_blocks import moe_blocks
@@ -135,6 +137,8 @@ def test_a_block_that_runs_without_those_before_it_is_an_error_and_no_guess(num_
         ({"level": 1, "colour": 1}, "colour"),
         ({"scope": "both"}, "level"),
         ("yes", "section 'pgmoe'"),
+        ({"level": 1, "gates": [1]}, "gates: from the module path"),
+        ({"level": 1, "gates": {"a": ["b"]}}, "gates: from the module path"),
     ],
 )
 def test_a_broken_section_is_told(section: Any, message: str) -> None:
@@ -148,8 +152,39 @@ def test_a_gate_map_of_another_model_is_told() -> None:
     gates = {**section["gates"], "model.layers.2.mlp.gate": "model.layers.0.mlp"}
     other = tiny("mixtral")
     other.config.pgmoe = {**section, "gates": gates}
-    with pytest.raises(CorruptCheckpoint, match=r"level 1 .* does not give these gates.*layers\.2"):
+    with pytest.raises(
+        CorruptCheckpoint,
+        match=r"does not let gate model\.layers\.2\.mlp\.gate read model\.layers\.0",
+    ):
         pre_gate(other)
+
+
+def test_a_gate_that_the_map_lacks_is_told() -> None:
+    other = tiny("mixtral")
+    other.config.pgmoe = {"level": 1}
+    with pytest.raises(
+        CorruptCheckpoint, match=r"lets gate model\.layers\.0\..* read model\.layers\.0\.mlp;"
+    ):
+        pre_gate(other)
+
+
+def test_routers_that_accelerate_has_hooked_are_refused_and_not_silently_left(tmp_path: Path) -> None:
+    model = pre_gated("mixtral")
+    model.save_pretrained(tmp_path)
+    spread = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu", "model.rotary_emb": "cpu"}
+    layers = {f"model.layers.{layer}": "disk" if layer else "cpu" for layer in range(3)}
+    auto: Any = AutoModelForCausalLM
+    hooked = auto.from_pretrained(
+        tmp_path, device_map=spread | layers, offload_folder=tmp_path / "offload", dtype=torch.float32
+    )
+    with pytest.raises(UnsupportedModel, match=r"its forward was replaced .* onto one device first"):
+        pre_gate(hooked)
+
+
+def test_a_model_can_be_copied_between_passes() -> None:
+    model = pre_gated("mixtral").train()
+    before = forward(model)
+    assert torch.equal(forward(copy.deepcopy(model)), before)
 
 
 def test_a_level_beyond_the_last_block_is_told() -> None:
@@ -177,6 +212,9 @@ def test_routers_that_take_more_than_the_input_cannot_be_asked_ahead() -> None:
 def test_levels_and_scopes_are_checked() -> None:
     with pytest.raises(ConfigError, match="level -1"):
         PreGating(level=-1)
+    scope: Any = "everything"
+    with pytest.raises(ConfigError, match="scope 'everything'"):
+        PreGating(level=1, scope=scope)
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:

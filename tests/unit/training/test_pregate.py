@@ -154,6 +154,23 @@ def test_a_folder_that_is_taken_is_refused_before_the_work(tiny: TinyCheckpoints
         pregate(str(tmp_path / "missing"), tmp_path / "new")
 
 
+@pytest.mark.parametrize(
+    ("family", "bias"), [("deepseek_v3", "gate.e_score_correction_bias"), ("gpt_oss", "router.bias")]
+)
+def test_biases_of_routers_start_as_their_matrices_do(
+    family: str, bias: str, tiny: TinyCheckpoints, tmp_path: Path
+) -> None:
+    source = tiny(family)
+    old = {name: tensor for name, tensor in weights(source).items() if name.endswith(bias)}
+    first, second = list(old)[:2]
+    own = weights(pregate(str(source), tmp_path / "own", start="own").folder)
+    assert torch.equal(own[second], old[first])
+    assert not torch.equal(old[second], old[first])
+    fresh = weights(pregate(str(source), tmp_path / "fresh", start="fresh").folder)
+    assert not fresh[second].any()
+    assert torch.equal(fresh[first], old[first])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_gates_keep_the_type_that_they_are_stored_in(dtype: torch.dtype, tmp_path: Path) -> None:
     """Of experts in half precision, with gates in full."""
