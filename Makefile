@@ -117,6 +117,11 @@ quality-switch: $(VENV)/.dev data ## The paper's Table II and Figure 13 at small
 	result=$$($(BIN)/python -m recipes.table2 run --compare-starts --workers 2) && \
 	  $(BIN)/python -m recipes.table2 show "$$result" && $(BIN)/python -m recipes.table2 plot "$$result"
 
+train-default: data ## Train the default model anew (an hour and a half on two cores; goes on where it was).
+	test -f build/data/chats.parquet || $(BIN)/python -m recipes.chat_text build/data/chats.parquet
+	$(BIN)/python -m recipes.mixture build/data/default
+	$(BIN)/python -m recipes.default_model build/default-model build/shipped
+
 # --- measurements
 
 CURVE_GATINGS := --gating on_demand --gating auto

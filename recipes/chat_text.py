@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--corpora", type=Path, default=CACHE)
-    parser.add_argument("--count", type=int, default=480)
+    parser.add_argument("--count", type=int, default=288)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     articles = read_articles(fetch(WIKI, args.corpora))

@@ -16,31 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pgmoe import pre_gate
 from pgmoe.bench.machine import describe_machine
 from pgmoe.bench.page_cache import weight_files
-from pgmoe.bench.result import Record, current_commit, now
+from pgmoe.bench.perplexity_report import render_perplexity
+from pgmoe.bench.perplexity_result import TOTAL, PerplexityResult
+from pgmoe.bench.result import current_commit, now
 from pgmoe.cli.console import steps_bar
 from recipes.document import Document
 from recipes.lm_text import read_documents
 
-TOTAL = "all"
 LENGTH = 512
 """Tokens of a document that are read; the rest is left out."""
 _TOKENS_A_BATCH = 4096
-
-
-@dataclass(frozen=True)
-class PerplexityResult(Record):
-    """By source, and of all text."""
-
-    num_tokens: dict[str, int]
-    models: dict[str, dict[str, float]]
-    """By a model's name, by source."""
 
 
 @dataclass
@@ -128,15 +118,6 @@ def measure(name: str, text: Path, models: Sequence[str]) -> PerplexityResult:
     )
 
 
-def show(result: PerplexityResult) -> Table:
-    """A row a source, all of them last."""
-    table = Table("source", "tokens", *result.models)
-    for source in sorted(result.num_tokens, key=lambda name: (name == TOTAL, name)):
-        cells = [f"{by_source[source]:.3f}" for by_source in result.models.values()]
-        table.add_row(source, str(result.num_tokens[source]), *cells)
-    return table
-
-
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -146,7 +127,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     result = measure(args.name, args.text, args.models)
-    Console().print(show(result))
+    print(render_perplexity(result))
     print(result.save(args.out))
 
 

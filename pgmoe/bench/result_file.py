@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -12,6 +14,9 @@ from pgmoe.bench.curve_result import CurveResult
 from pgmoe.bench.guesses_plot import plot_guesses
 from pgmoe.bench.guesses_report import render_guesses
 from pgmoe.bench.guesses_result import GuessesResult
+from pgmoe.bench.perplexity_plot import plot_perplexity
+from pgmoe.bench.perplexity_report import render_perplexity
+from pgmoe.bench.perplexity_result import PerplexityResult
 from pgmoe.bench.plot import plot
 from pgmoe.bench.policies import PolicyResult
 from pgmoe.bench.policies import render as render_policies
@@ -28,9 +33,37 @@ from pgmoe.bench.report import render
 from pgmoe.bench.result import Result
 from pgmoe.errors import ConfigError
 
-AnyResult = Result | CurveResult | ReadsResult | ProfileResult | PolicyResult | GuessesResult | QualityResult
+AnyResult = (
+    Result
+    | CurveResult
+    | ReadsResult
+    | ProfileResult
+    | PolicyResult
+    | GuessesResult
+    | QualityResult
+    | PerplexityResult
+)
 # What sets them apart are the fields that each must have.
 _ADAPTER: TypeAdapter[AnyResult] = TypeAdapter(AnyResult)
+_RENDER: dict[type, Callable[[Any], str]] = {
+    Result: render,
+    CurveResult: render_curve,
+    ReadsResult: render_reads,
+    ProfileResult: render_profile,
+    PolicyResult: render_policies,
+    GuessesResult: render_guesses,
+    QualityResult: render_quality,
+    PerplexityResult: render_perplexity,
+}
+_DRAW: dict[type, Callable[[Any, Path], None]] = {
+    Result: plot,
+    CurveResult: plot_curve,
+    ReadsResult: plot_reads,
+    ProfileResult: plot_profile,
+    GuessesResult: plot_guesses,
+    QualityResult: plot_quality,
+    PerplexityResult: plot_perplexity,
+}
 
 
 def load_result(path: Path) -> AnyResult:
@@ -47,32 +80,11 @@ def load_result(path: Path) -> AnyResult:
 
 def render_result(result: AnyResult) -> str:
     """As Markdown."""
-    if isinstance(result, CurveResult):
-        return render_curve(result)
-    if isinstance(result, PolicyResult):
-        return render_policies(result)
-    if isinstance(result, ProfileResult):
-        return render_profile(result)
-    if isinstance(result, GuessesResult):
-        return render_guesses(result)
-    if isinstance(result, QualityResult):
-        return render_quality(result)
-    return render_reads(result) if isinstance(result, ReadsResult) else render(result)
+    return _RENDER[type(result)](result)
 
 
 def draw_result(result: AnyResult, path: Path) -> None:
     """As a PNG. Raises ConfigError as pictures do, and for a comparison of policies, which has none."""
-    if isinstance(result, PolicyResult):
+    if type(result) not in _DRAW:
         raise ConfigError("a comparison of policies has no picture; `pgmoe simulate --plot` draws a trace's")
-    if isinstance(result, CurveResult):
-        plot_curve(result, path)
-    elif isinstance(result, ProfileResult):
-        plot_profile(result, path)
-    elif isinstance(result, GuessesResult):
-        plot_guesses(result, path)
-    elif isinstance(result, QualityResult):
-        plot_quality(result, path)
-    elif isinstance(result, ReadsResult):
-        plot_reads(result, path)
-    else:
-        plot(result, path)
+    _DRAW[type(result)](result, path)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pgmoe import pre_gate
 from pgmoe.engine.free_memory import free_ram
 from pgmoe.training.default_model import build_default_model
 
@@ -27,6 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_it_answers_a_question_and_ends_its_turn(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
+    assert pre_gate(model) is not None
     chat = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
     output = model.generate(**prompt, max_new_tokens=40, do_sample=False)
@@ -35,6 +37,7 @@ def test_it_answers_a_question_and_ends_its_turn(folder: Path) -> None:
     assert answer.endswith("<|im_end|>")
     assert model.config.num_local_experts == 8
     assert model.generation_config.temperature == 0.2
+    assert "# smollm2-8x135m-pregated" in (folder / "README.md").read_text()
 
 
 def test_it_splits_numbers_into_digits_as_smollm_was_trained(folder: Path) -> None:

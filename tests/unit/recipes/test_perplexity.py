@@ -7,9 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pgmoe.bench.perplexity_result import TOTAL
+from pgmoe.bench.result_file import draw_result, load_result, render_result
 from pgmoe.training.pregate import pregate
 from recipes.document import Document
-from recipes.perplexity import TOTAL, load, measure, perplexities, show
+from recipes.perplexity import load, measure, perplexities
 from tests.support.checkpoints import save_tiny_chat
 
 DOCUMENTS = [
@@ -56,6 +58,10 @@ def test_a_result_names_models_and_sources(model: Path, tmp_path: Path) -> None:
 
     LmText(tuple(DOCUMENTS), ()).save(tmp_path)
     result = measure("try", tmp_path / "train.parquet", [str(model)])
-    assert result.save(tmp_path / "out").name.startswith("perplexity-try-")
-    assert result.models.keys() == {"tiny-chat"}
-    assert show(result).row_count == 3
+    path = result.save(tmp_path / "out")
+    assert path.name.startswith("perplexity-try-")
+    assert load_result(path) == result
+    assert result.sources == ["a", "b", TOTAL]
+    assert "| source | tokens | tiny-chat |" in render_result(result)
+    draw_result(result, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 5_000
