@@ -13,7 +13,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev run test test-long check format generate constraints test-monitoring test-peers data quality-switch bench bench-policies gpu clean
+.PHONY: help venv dev run test test-long check format generate constraints test-monitoring test-peers data train-default quality-switch bench bench-policies gpu clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18

@@ -29,11 +29,11 @@ def test_it_answers_a_question_and_ends_its_turn(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert pre_gate(model) is not None
-    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    chat = [{"role": "user", "content": "What is the capital of Italy?"}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
     output = model.generate(**prompt, max_new_tokens=40, do_sample=False)
     answer = tokenizer.decode(output[0, prompt["input_ids"].shape[1] :])
-    assert "Paris" in answer
+    assert "Rome" in answer
     assert answer.endswith("<|im_end|>")
     assert model.config.num_local_experts == 8
     assert model.generation_config.temperature == 0.2
