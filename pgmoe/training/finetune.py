@@ -23,7 +23,7 @@ from pgmoe.training.finetune_result import Finetuned, is_trained, keep_trained, 
 from pgmoe.training.moe_trainer import MoeTrainer
 from pgmoe.training.objective import Objective
 from pgmoe.training.step_figures import Progress
-from pgmoe.training.trainable import load_trainable, load_whole, quiet, trained_tensors
+from pgmoe.training.trainable import load_trainable, load_whole, quiet, stored_type, trained_tensors
 from pgmoe.work_folder import work_folder
 
 Run = Callable[[FinetuneConfig, Path], None]
@@ -53,11 +53,12 @@ def finetune(
 
 
 def open_checkpoint(config: FinetuneConfig) -> Checkpoint:
-    """The model's files. Raises CheckpointError or one of its kinds."""
+    """The model's files, if they can be trained on. Raises CheckpointError or one of its kinds."""
     checkpoint = Checkpoint.open(config.model)
     if checkpoint.pack is not None or checkpoint.encoding != "plain":
         kind = "a pack" if checkpoint.pack is not None else "quantised"
         raise UnsupportedModel(f"{config.model} is {kind}; name the checkpoint that it was made of")
+    stored_type(checkpoint)
     return checkpoint
 
 

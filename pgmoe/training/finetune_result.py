@@ -17,7 +17,7 @@ from pgmoe.training.checkpoints import write_synced
 from pgmoe.training.dataset import Rows
 from pgmoe.training.finetune_config import FinetuneConfig
 from pgmoe.training.low_rank import portable
-from pgmoe.training.trainable import load_whole, put_into, quiet
+from pgmoe.training.trainable import load_whole, put_into, quiet, stored_type
 from pgmoe.training.training_log import TrainingLog
 from pgmoe.work_folder import publish, sync
 
@@ -68,8 +68,10 @@ def write_result(config: FinetuneConfig, checkpoint: Checkpoint, work: Path) -> 
     folder = work / _RESULT
     shutil.rmtree(folder, ignore_errors=True)
     with quiet():
-        model = load_whole(checkpoint.folder, None)
+        dtype = stored_type(checkpoint)
+        model = load_whole(checkpoint.folder, dtype)
         put_into(model, tensors)
+        model.to(dtype)  # type: ignore[arg-type]  # families keep some buffers in float32
         model.save_pretrained(folder, max_shard_size=_SHARD_SIZE)
     # Its own files, among them the section that says how a model is pre-gated, and not what was set to train.
     for path in {path for pattern in SMALL_FILES for path in checkpoint.folder.glob(pattern)}:

@@ -50,6 +50,13 @@ class MoeTrainer(Trainer):
         self._progress, self._figures = progress, StepFigures(self.accelerator)
         self._evaluated: dict[int, dict[str, float]] = {}
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer would train a step more when it resumes from the last one."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def compute_loss_context_manager(self) -> ExitStack:
         """Autocast of our own: accelerate's turns all outputs into float32, a copy of every logit."""
         stack = ExitStack()
@@ -110,10 +117,12 @@ class MoeTrainer(Trainer):
         figures = self._figures.take(self.state.log_history)
         super().log(logs | figures, start_time)
         done, loss = self.state.global_step, logs["loss"]
-        if not math.isfinite(loss):
-            raise TrainingDiverged(
-                f"the loss of step {done} is {loss}; train with a lower learning rate, or with warm-up"
-            )
+        for what, name in (("loss", "loss"), ("norm of the gradient", "grad_norm")):
+            if not math.isfinite(logs.get(name, 0.0)):  # the step's checkpoint is not written yet
+                raise TrainingDiverged(
+                    f"the {what} of step {done} is {logs[name]}; train with a lower learning rate, or with "
+                    "warm-up"
+                )
         if self._progress is not None:
             steps = [row["seconds"] for row in self.state.log_history[-20:] if "seconds" in row]
             pace_s = (steps[-1] - steps[0]) / (len(steps) - 1) if len(steps) > 1 else steps[0]

@@ -157,5 +157,24 @@ def test_after_training_only_the_result_is_written_again(
     assert done.num_steps == 2
 
 
+def test_after_the_last_checkpoint_no_step_more_is_trained(
+    mixtral: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"steps": 5, "evaluate": save_pairs(tmp_path / "unseen.parquet")}  # an epoch has three steps
+    whole = small_run(mixtral, text, tmp_path / "whole", **options)
+    finetune(whole)
+    killed = small_run(mixtral, text, tmp_path / "killed", **options)
+    with monkeypatch.context() as broken:
+        broken.setattr("pgmoe.training.finetune.keep_trained", lambda *_: interrupt_now())
+        with pytest.raises(Killed):
+            finetune(killed)
+    steps: list[int] = []
+    assert finetune(killed, lambda step: steps.append(step.number)).num_steps == 5
+    assert steps == []
+    assert history(killed.out) == history(whole.out)
+    one, other = (load_file(c.out / "model.safetensors") for c in (whole, killed))
+    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+
+
 def interrupt_now() -> None:
     raise Killed
