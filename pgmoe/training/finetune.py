@@ -16,10 +16,10 @@ from pgmoe.errors import ConfigError, UnsupportedModel
 from pgmoe.models.checkpoint import Checkpoint, resolve_folder
 from pgmoe.models.tokenizer import load_tokenizer
 from pgmoe.new_folder import check_new_folder
-from pgmoe.training.checkpoints import check_command, newest_checkpoint
+from pgmoe.training.checkpoints import check_command, is_trained, newest_checkpoint
 from pgmoe.training.dataset import Collator, read_rows
 from pgmoe.training.finetune_config import FinetuneConfig
-from pgmoe.training.finetune_result import Finetuned, is_trained, keep_trained, write_result
+from pgmoe.training.finetune_result import Finetuned, keep_trained, write_result
 from pgmoe.training.moe_trainer import MoeTrainer
 from pgmoe.training.objective import Objective
 from pgmoe.training.step_figures import Progress
@@ -172,7 +172,10 @@ def _teacher(
 
 @contextmanager
 def _without_denormals() -> Iterator[None]:
-    """Adam's moments of rarely chosen experts decay into denormals, which are slow on a CPU."""
+    """Adam's moments of rarely chosen experts decay into denormals, which are slow on a CPU.
+
+    It holds for this thread and those it starts: threads of OpenMP that run already keep their setting.
+    """
     torch.set_flush_denormal(True)
     try:
         yield

@@ -95,7 +95,7 @@ def test_a_rank_changes_experts_and_routers_and_its_file_makes_the_result_again(
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed == {key for key in before if ".experts." in key} | routers(before)
     with safe_open(out / LOW_RANK, "pt") as file:
-        assert {**file.metadata(), "format": ""} == {"rank": "2", "alpha": "6.0", "base": "m", "format": ""}
+        assert {**file.metadata(), "format": ""} == {"rank": "2", "scale": "1", "base": "m", "format": ""}
     again = load_whole(model, None)
     put_into(again, load_file(out / LOW_RANK))
     with torch.no_grad():
