@@ -53,12 +53,17 @@ def finetune(
 
 
 def open_checkpoint(config: FinetuneConfig) -> Checkpoint:
-    """The model's files, if they can be trained on. Raises CheckpointError or one of its kinds."""
+    """The model's files, if they can be trained. Raises ConfigError, CheckpointError or one of its kinds."""
     checkpoint = Checkpoint.open(config.model)
     if checkpoint.pack is not None or checkpoint.encoding != "plain":
         kind = "a pack" if checkpoint.pack is not None else "quantised"
         raise UnsupportedModel(f"{config.model} is {kind}; name the checkpoint that it was made of")
     stored_type(checkpoint)
+    if config.workers > 1 and config.gradient_checkpointing and checkpoint.config.get("is_encoder_decoder"):
+        raise ConfigError(
+            f"{config.model} is an encoder-decoder: with gradient_checkpointing {config.workers} workers "
+            "would wait for gradients of experts that no token chose; leave it out, or train with one worker"
+        )
     return checkpoint
 
 
