@@ -28,11 +28,12 @@ from pgmoe.training.step_figures import Step
 
 def read_config(path: Path) -> FinetuneConfig:
     """Read the file; paths become absolute, since workers run elsewhere. Raises ConfigError."""
+    path = _whole(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no options; see pgmoe/training/finetune_config.py")
@@ -73,7 +74,9 @@ def _run(config: FinetuneConfig, work: Path) -> None:
         ).fit()
     except TrainingFailedError as error:
         ours = [e for e in getattr(error, "worker_failures", {}).values() if isinstance(e, PgmoeError)]
-        raise ours[0] if ours else error from error
+        if ours:
+            raise ours[0] from error
+        raise
     finally:
         if started:
             ray.shutdown()
@@ -93,20 +96,25 @@ def _tell(step: Step) -> None:
 
 
 def _absolute(config: FinetuneConfig) -> FinetuneConfig:
-    def whole(path: Path) -> Path:
-        return path.expanduser().absolute()
-
     def model(name: str) -> str:
-        return str(whole(Path(name))) if Path(name).expanduser().is_dir() else name
+        return str(folder) if (folder := _whole(Path(name))).is_dir() else name
 
     return replace(
         config,
         model=model(config.model),
         teacher=None if config.teacher is None else model(config.teacher),
-        data=tuple(map(whole, config.data)),
-        out=whole(config.out),
-        evaluate=None if config.evaluate is None else whole(config.evaluate),
+        data=tuple(map(_whole, config.data)),
+        out=_whole(config.out),
+        evaluate=None if config.evaluate is None else _whole(config.evaluate),
     )
+
+
+def _whole(path: Path) -> Path:
+    """Absolute, `~` expanded. Raises ConfigError for the home of nobody."""
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def main() -> None:

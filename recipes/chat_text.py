@@ -1,7 +1,9 @@
 """Chats of the dense model with itself: what keeps a model able to chat while it learns from other text.
 
 `python -m recipes.chat_text OUT --corpora FOLDER` writes Parquet, column `text`: a question and the answer
-sampled from SmolLM2-135M-Instruct, as its chat template has them.
+sampled from SmolLM2-135M-Instruct, as its chat template has them. Questions that are too long, and answers
+that did not end within the limit, are left out: they would teach to stop in the middle of a sentence. The
+data of the model that ships still had them.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import argparse
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import torch
@@ -42,7 +44,7 @@ OF_ARTICLES = (
     "Say this in simpler words: {text}",
     "Ask a question about this text, and answer it: {text}",
 )
-BATCH, MAX_NEW_TOKENS = 48, 128
+BATCH, MAX_PROMPT_TOKENS, MAX_NEW_TOKENS = 48, 384, 128
 TEMPERATURE, TOP_K = 0.7, 40
 
 
@@ -60,34 +62,37 @@ def questions(articles: Sequence[Article], nouns: Sequence[str], count: int, see
 
 
 class DenseChat:
-    """SmolLM2-135M-Instruct as its package has it, answering many questions at once."""
+    """A dense model answering many questions at once."""
 
-    def __init__(self) -> None:
-        dense = read_dense_model(str(packaged_gguf()))
-        self._tokenizer: Any = dense.tokenizer
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self._model, self._tokenizer = model, tokenizer
         self._tokenizer.padding_side = "left"
+
+    @classmethod
+    def packaged(cls) -> Self:
+        """SmolLM2-135M-Instruct as its package has it."""
+        dense = read_dense_model(str(packaged_gguf()))
         auto: Any = AutoModelForCausalLM
-        self._model: Any = auto.from_config(dense.config, dtype=dense.dtype).eval()
-        self._model.load_state_dict(dense.weights)
+        model = auto.from_config(dense.config, dtype=dense.dtype).eval()
+        model.load_state_dict(dense.weights)
+        return cls(model, dense.tokenizer)
 
     def texts(self, asked: Sequence[str]) -> Iterator[str]:
-        """Question and sampled answer of each, cut after MAX_NEW_TOKENS tokens."""
+        """Question and sampled answer, of those questions that fit and answers that end; see the module."""
         chats = [[{"role": "user", "content": question}] for question in asked]
         prompts = self._tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
-        given = self._tokenizer(
-            prompts,
-            return_tensors="pt",
-            padding=True,
-            truncation=True,
-            max_length=384,
-            add_special_tokens=False,
-        )
+        lengths = [len(ids) for ids in self._tokenizer(prompts, add_special_tokens=False)["input_ids"]]
+        prompts = [p for p, length in zip(prompts, lengths, strict=True) if length <= MAX_PROMPT_TOKENS]
+        if not prompts:
+            return
+        given = self._tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
         with torch.inference_mode():
             ids = self._model.generate(
                 **given, do_sample=True, temperature=TEMPERATURE, top_k=TOP_K, max_new_tokens=MAX_NEW_TOKENS
             )
         for prompt, row in zip(prompts, ids[:, given["input_ids"].shape[1] :], strict=True):
-            yield prompt + self._tokenizer.decode(row, skip_special_tokens=True) + "<|im_end|>\n"
+            if (row == self._tokenizer.eos_token_id).any():
+                yield prompt + self._tokenizer.decode(row, skip_special_tokens=True) + "<|im_end|>\n"
 
 
 def main() -> None:
@@ -103,7 +108,7 @@ def main() -> None:
     nouns = sorted({s.words[0] for s in synsets.values() if s.key.startswith("n") and s.words[0].isalpha()})
     asked = questions(articles, nouns, args.count, args.seed)
     torch.manual_seed(args.seed)
-    chat = DenseChat()
+    chat = DenseChat.packaged()
     batches = [asked[at : at + BATCH] for at in range(0, len(asked), BATCH)]
     rows: list[dict[str, object]] = [
         {"text": text} for batch in track(batches, "Chatting") for text in chat.texts(batch)

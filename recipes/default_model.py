@@ -9,10 +9,13 @@ The defaults are those of the shipped files. On a GPU more steps, rows and a lar
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pgmoe.cli.console import training_bar
+from pgmoe.errors import ConfigError
+from pgmoe.training.checkpoints import checksum, write_synced
 from pgmoe.training.default_model import build_default_model
 from pgmoe.training.finetune import finetune
 from pgmoe.training.finetune_config import FinetuneConfig
@@ -38,7 +41,8 @@ class Budget:
 
 
 def build(work: Path, out: Path, data: Path, budget: Budget) -> None:
-    """Every stage that is not done yet. Raises as `finetune` does."""
+    """Every stage that is not done yet. Raises as `finetune` and `note` do."""
+    note(work, data, budget)
     equal, experts = work / "equal", work / "experts"
     start, pre_gated, conventional = work / "start", work / "pre-gated", work / "conventional"
     if not equal.exists():
@@ -49,6 +53,28 @@ def build(work: Path, out: Path, data: Path, budget: Budget) -> None:
     _train(start, pre_gated, data, budget)
     _train(experts, conventional, data, budget)
     ship(experts, pre_gated, conventional, out)
+
+
+def note(work: Path, data: Path, budget: Budget) -> None:
+    """Note what is made in `work`, or raise ConfigError unless it is what was noted before."""
+    plan = {**asdict(budget), **{name: checksum(data / name) for name in (TRAIN, HELD_OUT)}}
+    path = work / "plan.json"
+    if not path.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        write_synced(path.with_suffix(".new"), json.dumps(plan, indent=2))
+        path.with_suffix(".new").rename(path)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changed = [
+        f"{name} was {before.get(name)}, is {value}"
+        for name, value in plan.items()
+        if before.get(name) != value
+    ]
+    if changed:
+        raise ConfigError(
+            f"{work} holds a model of another plan: {'; '.join(changed)}; repeat that one to go on, or name "
+            "another folder"
+        )
 
 
 def _train(model: Path, out: Path, data: Path, budget: Budget, rank: int | None = None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from pgmoe.bench.perplexity_report import render_perplexity
 from pgmoe.bench.perplexity_result import TOTAL, PerplexityResult
 from pgmoe.bench.result import current_commit, now
 from pgmoe.cli.console import steps_bar
+from pgmoe.errors import ConfigError
 from recipes.document import Document
 from recipes.lm_text import read_documents
 
@@ -94,14 +95,18 @@ def _batches(documents: Sequence[Document], tokenizer: Any) -> Iterator[list[tup
 
 
 def measure(name: str, text: Path, models: Sequence[str]) -> PerplexityResult:
-    """Every model on the whole text, one after the other."""
+    """Every model on the whole text, one after the other. Raises ConfigError for what cannot be compared."""
+    names = [Path(folder).name for folder in models]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"several models are called {twice[0]}; name their folders apart")
     documents = read_documents(text)
     found: dict[str, dict[str, Sums]] = {}
-    for folder in models:
+    for name_of_model, folder in zip(names, models, strict=True):
         with steps_bar() as progress:
-            told = partial(progress, Path(folder).name)
-            found[Path(folder).name] = perplexities(*load(folder), documents, told)
-    first = next(iter(found.values()))
+            told = partial(progress, name_of_model)
+            found[name_of_model] = perplexities(*load(folder), documents, told)
+        _check_tokens(found)
+    first = found[names[0]]
     return PerplexityResult(
         name=f"perplexity-{name}",
         date=now(),
@@ -116,6 +121,17 @@ def measure(name: str, text: Path, models: Sequence[str]) -> PerplexityResult:
             model: {source: one.perplexity for source, one in sums.items()} for model, sums in found.items()
         },
     )
+
+
+def _check_tokens(found: Mapping[str, Mapping[str, Sums]]) -> None:
+    """Perplexities are by token: those of another tokenizer say nothing beside each other."""
+    (first, sums), *others = found.items()
+    for name, own in others:
+        if any(own[source].num_tokens != one.num_tokens for source, one in sums.items()):
+            raise ConfigError(
+                f"{first} has {sums[TOTAL].num_tokens} tokens of the text, {name} {own[TOTAL].num_tokens}: "
+                "compare models of one tokenizer"
+            )
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ def pretrain(plan: Plan, experiment: Experiment, progress: Progress | None = Non
 
 
 def carry_out(run: Run, plan: Plan, experiment: Experiment) -> QualityRun:
-    """Make the model of a run and score it; the models are removed. Raises as `finetune` does."""
+    """Make the model of a run, score it, add its row and remove the models. Raises as `finetune` does."""
     started = time.monotonic()
     work = experiment.folder / "runs" / run.name
     work.mkdir(parents=True, exist_ok=True)
@@ -76,8 +76,10 @@ def carry_out(run: Run, plan: Plan, experiment: Experiment) -> QualityRun:
             budget = plan.task(run.task).budget
             finetune(_training(plan, experiment, run.task, budget, start, tuned, run.seed))
         scores = _scores(run, plan, experiment, start if run.task == UNTUNED else tuned)
+    row = QualityRun(**asdict(run), name=run.name, scores=scores, seconds=time.monotonic() - started)
+    experiment.add(row)
     shutil.rmtree(work)
-    return QualityRun(**asdict(run), name=run.name, scores=scores, seconds=time.monotonic() - started)
+    return row
 
 
 def _training(

@@ -29,7 +29,6 @@ def work(plan: Plan, experiment: Experiment, told: Told) -> None:
         with experiment.claim(run.name) as ours:
             if ours and run.name not in experiment.rows():
                 row = carry_out(run, plan, experiment)
-                experiment.add(row)
                 told(row, len(experiment.rows()), len(runs))
 
 

@@ -21,7 +21,11 @@ def finetune(
         ),
     ],
     evaluate: Annotated[
-        Path | None, typer.Option("--eval", help="Parquet file to measure the loss on, not trained on.")
+        Path | None,
+        typer.Option(
+            "--eval",
+            help="Parquet file, not trained on, to measure the loss on before weights are rounded as stored.",
+        ),
     ] = None,
     evaluate_steps: Annotated[
         int | None, typer.Option("--eval-steps", help="Steps between evaluations.", show_default="at the end")
@@ -82,6 +86,7 @@ def finetune(
         raise ConfigError("name one Parquet file or more, and then the folder to write")
     del options["as_json"], options["gates_only"], options["data"], options["train"]
     *files, out = (path.expanduser() for path in data)
+    options["evaluate"] = None if evaluate is None else evaluate.expanduser()
     config = FinetuneConfig(**options, data=tuple(files), out=out, train="gates" if gates_only else train)
     with training_bar(f"Training {model}") as progress:
         done = run(config, progress)

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from pgmoe.errors import ConfigError
-from pgmoe.models.checkpoint import Checkpoint
+from pgmoe.models.checkpoint import SMALL_FILES, Checkpoint
 from pgmoe.training.finetune_config import FinetuneConfig
 from pgmoe.work_folder import sync
 
 MARKER = "complete"
 COMMAND = "command.json"
+LOG = "log.json"
+"""Written last by a training that is finished."""
 
 
 def mark_complete(folder: Path) -> None:
@@ -47,11 +49,19 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
+def is_trained(work: Path) -> bool:
+    """Whether only the result is still to be written."""
+    return (work / LOG).exists()
+
+
 def check_command(work: Path, config: FinetuneConfig, checkpoint: Checkpoint) -> None:
-    """Note what is to be done, or raise ConfigError unless it is what was noted before. Raises OSError."""
+    """Note what is to be done, or raise ConfigError unless it is what was noted before.
+
+    Where nothing could be lost, without a complete checkpoint, the note is written anew. Raises OSError.
+    """
     command = _flat({**config.command(), "contents": _contents(config, checkpoint)})
     path = work / COMMAND
-    if not path.exists():
+    if not path.exists() or not (is_trained(work) or newest_checkpoint(work)):
         write_synced(path.with_suffix(".new"), json.dumps(command, indent=2))
         path.with_suffix(".new").rename(path)
         sync(work)
@@ -73,15 +83,26 @@ def write_synced(path: Path, text: str) -> None:
 
 
 def _contents(config: FinetuneConfig, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Of all that is read: data by checksum, weights by their size."""
+    """Of all that is read, models' weights by size and time of change, the rest by checksum."""
     paths = [*config.data, *([config.evaluate] if config.evaluate is not None else [])]
-    found: dict[str, Any] = {str(path): _checksum(path) for path in paths}
-    found["config.json"] = _checksum(checkpoint.folder / "config.json")
+    found: dict[str, Any] = {str(path): checksum(path) for path in paths}
+    found |= _model_contents(config.model, checkpoint)
+    if config.teacher is not None:
+        found |= _model_contents(config.teacher, Checkpoint.open(config.teacher))
+    return found
+
+
+def _model_contents(name: str, checkpoint: Checkpoint) -> dict[str, str]:
+    small = {path for pattern in SMALL_FILES for path in checkpoint.folder.glob(pattern) if path.is_file()}
     weights = {Path(tensor.path) for tensor in checkpoint.tensors.values()}
-    return found | {path.name: path.stat().st_size for path in sorted(weights)}
+    return {f"{name}/{path.name}": checksum(path) for path in sorted(small)} | {
+        f"{name}/{path.name}": f"{path.stat().st_size} bytes of {path.stat().st_mtime_ns} ns"
+        for path in sorted(weights)
+    }
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """SHA-256 in hexadecimal. Raises ConfigError for a file that cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

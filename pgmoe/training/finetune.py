@@ -16,14 +16,14 @@ from pgmoe.errors import ConfigError, UnsupportedModel
 from pgmoe.models.checkpoint import Checkpoint, resolve_folder
 from pgmoe.models.tokenizer import load_tokenizer
 from pgmoe.new_folder import check_new_folder
-from pgmoe.training.checkpoints import check_command, newest_checkpoint
+from pgmoe.training.checkpoints import check_command, is_trained, newest_checkpoint
 from pgmoe.training.dataset import Collator, read_rows
 from pgmoe.training.finetune_config import FinetuneConfig
-from pgmoe.training.finetune_result import Finetuned, is_trained, keep_trained, write_result
+from pgmoe.training.finetune_result import Finetuned, keep_trained, write_result
 from pgmoe.training.moe_trainer import MoeTrainer
 from pgmoe.training.objective import Objective
 from pgmoe.training.step_figures import Progress
-from pgmoe.training.trainable import load_trainable, load_whole, quiet, trained_tensors
+from pgmoe.training.trainable import load_trainable, load_whole, quiet, stored_type, trained_tensors
 from pgmoe.work_folder import work_folder
 
 Run = Callable[[FinetuneConfig, Path], None]
@@ -53,11 +53,17 @@ def finetune(
 
 
 def open_checkpoint(config: FinetuneConfig) -> Checkpoint:
-    """The model's files. Raises CheckpointError or one of its kinds."""
+    """The model's files, if they can be trained. Raises ConfigError, CheckpointError or one of its kinds."""
     checkpoint = Checkpoint.open(config.model)
     if checkpoint.pack is not None or checkpoint.encoding != "plain":
         kind = "a pack" if checkpoint.pack is not None else "quantised"
         raise UnsupportedModel(f"{config.model} is {kind}; name the checkpoint that it was made of")
+    stored_type(checkpoint)
+    if config.workers > 1 and config.gradient_checkpointing and checkpoint.config.get("is_encoder_decoder"):
+        raise ConfigError(
+            f"{config.model} is an encoder-decoder: with gradient_checkpointing {config.workers} workers "
+            "would wait for gradients of experts that no token chose; leave it out, or train with one worker"
+        )
     return checkpoint
 
 
@@ -171,7 +177,10 @@ def _teacher(
 
 @contextmanager
 def _without_denormals() -> Iterator[None]:
-    """Adam's moments of rarely chosen experts decay into denormals, which are slow on a CPU."""
+    """Adam's moments of rarely chosen experts decay into denormals, which are slow on a CPU.
+
+    It holds for this thread and those it starts: threads of OpenMP that run already keep their setting.
+    """
     torch.set_flush_denormal(True)
     try:
         yield

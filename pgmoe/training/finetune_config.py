@@ -39,14 +39,15 @@ class FinetuneConfig:
     out: Path
     """Folder to write; must not exist or be empty."""
     evaluate: Path | None = None
-    """Parquet file that is not trained on; its loss is measured at the end and every `evaluate_steps`."""
+    """Parquet file that is not trained on; its loss is measured at the end and every `evaluate_steps`,
+    before trained weights are rounded to the types that are written."""
     evaluate_steps: int | None = None
     train: TrainedPart = "all"
-    """`gates`: routers alone. Without effect beside `rank`, which trains routers and low-rank deltas."""
+    """`gates`: routers alone. Only `all` beside `rank`, which trains routers and low-rank deltas."""
     rank: int | None = None
     """Of low-rank deltas of the experts; None trains the weights themselves."""
     alpha: float | None = None
-    """Deltas are scaled by alpha / rank (arXiv 2106.09685); None is twice the rank."""
+    """Deltas are scaled by alpha / rank (arXiv 2106.09685); None is twice the rank. Only with a rank."""
     length: int = 256
     """Tokens of a row; longer ones are cut, and counted."""
     batch_size: int = 8
@@ -65,7 +66,8 @@ class FinetuneConfig:
     clip: float = 1.0
     """Largest norm of a step's gradient."""
     precision: Precision = "bf16"
-    """Of matrix products; trained weights and the optimiser's state are float32 either way."""
+    """Of matrix products, routers' among them; trained weights and the optimiser's state are float32 either
+    way."""
     gradient_checkpointing: bool = False
     """Compute activations twice rather than keep them."""
     aux_weight: float | None = None
@@ -73,9 +75,10 @@ class FinetuneConfig:
     teacher: str | None = None
     """Folder or hub id of a model with the same vocabulary whose predictions are learnt."""
     temperature: float = 1.0
-    """Both models' logits are divided by it where they are compared."""
+    """Both models' logits are divided by it where they are compared. Only with a teacher."""
     distil_weight: float = 0.5
-    """0 to 1: share of the teacher's KL divergence in the loss; the rest is cross-entropy."""
+    """0 to 1: share of the teacher's KL divergence in the loss; the rest is cross-entropy. Only with a
+    teacher."""
     checkpoint_steps: int = 100
     """Steps between checkpoints, of which an interrupted run loses at most so many."""
     device: Device = "auto"
@@ -100,8 +103,22 @@ class FinetuneConfig:
             raise ConfigError(f"aux_weight is {self.aux_weight}; give 0 or more")
         if not self.data:
             raise ConfigError("no data; name one Parquet file or more")
+        self._check_effect()
+
+    def _check_effect(self) -> None:
+        """Raises ConfigError for options that would do nothing beside the others."""
         if self.evaluate_steps is not None and self.evaluate is None:
             raise ConfigError("evaluate_steps says how often to evaluate; name a file to evaluate on, too")
+        if self.evaluate is not None and self.evaluate.resolve() in {path.resolve() for path in self.data}:
+            raise ConfigError(f"{self.evaluate} is trained on, too; evaluate on another file")
+        if self.rank is not None and self.train == "gates":
+            raise ConfigError(f"train gates and rank {self.rank}: a rank trains experts; leave one out")
+        if self.rank is None and self.alpha is not None:
+            raise ConfigError(f"alpha is {self.alpha}, which scales low-rank deltas; give a rank, too")
+        for name in ("temperature", "distil_weight"):
+            value = getattr(self, name)
+            if self.teacher is None and value != type(self).__dataclass_fields__[name].default:
+                raise ConfigError(f"{name} is {value}, but there is no teacher; name one, or leave it out")
 
     @property
     def scale(self) -> float:

@@ -13,16 +13,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pgmoe.models.checkpoint import INDEX, SMALL_FILES, Checkpoint
-from pgmoe.training.checkpoints import write_synced
+from pgmoe.training.checkpoints import LOG, write_synced
 from pgmoe.training.dataset import Rows
 from pgmoe.training.finetune_config import FinetuneConfig
 from pgmoe.training.low_rank import portable
-from pgmoe.training.trainable import load_whole, put_into, quiet
+from pgmoe.training.trainable import load_whole, put_into, quiet, stored_type
 from pgmoe.training.training_log import TrainingLog
 from pgmoe.work_folder import publish, sync
 
 _SHARD_SIZE = "4GB"
-_TRAINED, _LOG, _RESULT = "trained.safetensors", "log.json", "result"
+_TRAINED, _RESULT = "trained.safetensors", "result"
 LOW_RANK = "low_rank.safetensors"
 """In the result: factors and routers alone, as `portable` gives them. With the base model they make it."""
 
@@ -38,6 +38,7 @@ class Finetuned:
     loss: float
     """Of the last step."""
     eval_loss: float | None
+    """Of the held-out file, measured before trained weights are rounded to the types that are written."""
     num_cut: int
     """Rows that lost their end, being longer than the limit."""
     num_dropped: int
@@ -51,33 +52,30 @@ def keep_trained(work: Path, tensors: Mapping[str, Tensor], history: Sequence[An
     save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, work / _TRAINED)
     sync(work / _TRAINED)
     log = {"history": list(history), "num_cut": rows.num_cut, "num_dropped": rows.num_dropped}
-    write_synced(work / f"{_LOG}.new", json.dumps(log))
-    (work / f"{_LOG}.new").rename(work / _LOG)
+    write_synced(work / f"{LOG}.new", json.dumps(log))
+    (work / f"{LOG}.new").rename(work / LOG)
     sync(work)
-
-
-def is_trained(work: Path) -> bool:
-    """Whether only the result is still to be written."""
-    return (work / _LOG).exists()
 
 
 def write_result(config: FinetuneConfig, checkpoint: Checkpoint, work: Path) -> Finetuned:
     """Put what was trained into the source's weights, in their types, and let `config.out` appear."""
-    log = json.loads((work / _LOG).read_text(encoding="utf-8"))
+    log = json.loads((work / LOG).read_text(encoding="utf-8"))
     tensors = portable(load_file(work / _TRAINED), 1.0 if config.rank is None else config.scale)
     folder = work / _RESULT
     shutil.rmtree(folder, ignore_errors=True)
     with quiet():
-        model = load_whole(checkpoint.folder, None)
+        dtype = stored_type(checkpoint)
+        model = load_whole(checkpoint.folder, dtype)
         put_into(model, tensors)
+        model.to(dtype)  # type: ignore[arg-type]  # families keep some buffers in float32
         model.save_pretrained(folder, max_shard_size=_SHARD_SIZE)
     # Its own files, among them the section that says how a model is pre-gated, and not what was set to train.
     for path in {path for pattern in SMALL_FILES for path in checkpoint.folder.glob(pattern)}:
-        if path.name != INDEX:
+        if path.name != INDEX and path.is_file():
             shutil.copyfile(path, folder / path.name)
     if config.rank is not None:
-        alpha = config.scale * config.rank
-        metadata = {"rank": str(config.rank), "alpha": str(alpha), "base": Path(config.model).name}
+        # No alpha: it is in B already, and who reads it as LoRA's would scale a second time.
+        metadata = {"rank": str(config.rank), "scale": "1", "base": Path(config.model).name}
         save_file(tensors, folder / LOW_RANK, {**metadata, "format": "pt"})
     for path in folder.iterdir():
         path.chmod(folder.stat().st_mode & 0o666)  # safetensors makes its files private

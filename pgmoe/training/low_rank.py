@@ -77,7 +77,7 @@ def merge(weight_EoI: Tensor, a_ERi: Tensor, b_EoR: Tensor, scale: float = 1.0) 
 
 
 def portable(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Trained tensors to keep: `experts.MATRIX_a` and `_b`, the scale in B; and routers."""
+    """Trained tensors to keep: routers, and `experts.MATRIX_a` and `_b` with the scale in B: theirs is 1."""
     factor = f".{CHILD}."
     return {
         name.replace(factor, "."): tensor * scale if factor in name and name.endswith("_b") else tensor

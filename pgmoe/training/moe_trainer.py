@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from pgmoe.errors import TrainingDiverged
@@ -49,6 +50,16 @@ class MoeTrainer(Trainer):
         self._objective, self._teacher, self._autocast = objective, teacher, autocast
         self._progress, self._figures = progress, StepFigures(self.accelerator)
         self._evaluated: dict[int, dict[str, float]] = {}
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer would train a step more when it resumes from the last one."""
+        if self.state.global_step == self._initial_global_step:
+            self._figures.pause()  # preparation is no part of the first step
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        trainer: Any = super()
+        trainer._run_epoch(*args, **kwargs)
 
     def compute_loss_context_manager(self) -> ExitStack:
         """Autocast of our own: accelerate's turns all outputs into float32, a copy of every logit."""
@@ -93,7 +104,8 @@ class MoeTrainer(Trainer):
         sums = torch.zeros(2, dtype=torch.float64)
         none = torch.zeros((), device=self.args.device)
         self._core.train(False)
-        for batch in self.get_eval_dataloader():
+        for given in self._own_held_out():
+            batch = self._prepare_inputs(given)
             with self.compute_loss_context_manager():
                 logits = self._core(**self._given(batch)).logits
                 ce = self._objective.of(logits, batch["labels"], 1, aux=none).ce
@@ -101,6 +113,17 @@ class MoeTrainer(Trainer):
         accelerator: Any = self.accelerator
         total = accelerator.reduce(sums.to(self.args.device, torch.float32), "sum").double()
         return float(total[0] / total[1])
+
+    def _own_held_out(self) -> DataLoader[Any]:
+        """Batches of this worker's share. Trainer's loader repeats rows until all workers have as many."""
+        accelerator, rows = self.accelerator, cast(Any, self.eval_dataset)
+        share = range(accelerator.process_index, len(rows), accelerator.num_processes)
+        return DataLoader(
+            Subset(rows, share),
+            self.args.eval_batch_size,
+            collate_fn=self.data_collator,
+            generator=torch.Generator(),  # or it draws from that of the training
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add parts of the loss, tokens and speed to what Trainer says. Raises TrainingDiverged."""
@@ -110,10 +133,12 @@ class MoeTrainer(Trainer):
         figures = self._figures.take(self.state.log_history)
         super().log(logs | figures, start_time)
         done, loss = self.state.global_step, logs["loss"]
-        if not math.isfinite(loss):
-            raise TrainingDiverged(
-                f"the loss of step {done} is {loss}; train with a lower learning rate, or with warm-up"
-            )
+        for what, name in (("loss", "loss"), ("norm of the gradient", "grad_norm")):
+            if not math.isfinite(logs.get(name, 0.0)):  # the step's checkpoint is not written yet
+                raise TrainingDiverged(
+                    f"the {what} of step {done} is {logs[name]}; train with a lower learning rate, or with "
+                    "warm-up"
+                )
         if self._progress is not None:
             steps = [row["seconds"] for row in self.state.log_history[-20:] if "seconds" in row]
             pace_s = (steps[-1] - steps[0]) / (len(steps) - 1) if len(steps) > 1 else steps[0]

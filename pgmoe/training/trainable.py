@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import logging
 
 from pgmoe.errors import CheckpointError, ConfigError, UnsupportedModel
+from pgmoe.models.checkpoint import Checkpoint
 from pgmoe.models.moe_blocks import moe_blocks
 from pgmoe.models.pre_gate import pre_gate
 from pgmoe.training.finetune_config import FinetuneConfig
@@ -36,7 +37,7 @@ def quiet() -> Iterator[None]:
 
 
 def load_whole(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
-    """Load a checkpoint on the CPU, routing as its config says; `dtype` None is the stored one.
+    """Load a checkpoint on the CPU, routing as its config says; `dtype` None is the one that config names.
 
     Only safetensors are read, and no code of the model is run. Raises CheckpointError or one of its kinds.
     """
@@ -50,6 +51,18 @@ def load_whole(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
         raise CheckpointError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
     pre_gate(model)
     return model
+
+
+def stored_type(checkpoint: Checkpoint) -> torch.dtype:
+    """Of all its weights, whatever its config says. Raises UnsupportedModel if they differ in it."""
+    by_type = {t.dtype: key for key, t in checkpoint.tensors.items() if t.dtype.is_floating_point}
+    if len(by_type) > 1:
+        told = ", ".join(f"{key} as {str(dtype).removeprefix('torch.')}" for dtype, key in by_type.items())
+        raise UnsupportedModel(
+            f"{checkpoint.folder} stores {told}; a model to train has one type: save it in one, "
+            "`model.to(torch.bfloat16).save_pretrained(folder)` does"
+        )
+    return next(iter(by_type), torch.float32)
 
 
 def load_trainable(config: FinetuneConfig, folder: Path) -> PreTrainedModel:

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from deployments.train import read_config
-from pgmoe.errors import ConfigError
+from deployments.train import _run, read_config
+from pgmoe.errors import ConfigError, TrainingDiverged
 from pgmoe.training.finetune import finetune
 from pgmoe.training.trainable import load_whole
 from tests.support.finetuning import save_text, save_trainable, small_run
@@ -76,6 +76,55 @@ def test_a_wrong_file_is_refused_with_what_is_wrong(tmp_path: Path, content: str
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(ConfigError, match=message):
         read_config(tmp_path / "config.yaml")
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(b"model: \xff")
+    with pytest.raises(ConfigError, match="not YAML"):
+        read_config(tmp_path / "config.yaml")
+
+
+def test_home_folders_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "config.yaml").write_text("{model: ~/model, data: [~/d], evaluate: ~/e, out: ~/o}")
+    config = read_config(Path("~/config.yaml"))
+    assert config.model == str(tmp_path / "model")
+    assert (config.data, config.evaluate, config.out) == ((tmp_path / "d",), tmp_path / "e", tmp_path / "o")
+    (tmp_path / "config.yaml").write_text("{model: m, data: [~nobody-here/d], out: o}")
+    with pytest.raises(ConfigError, match="~nobody-here"):
+        read_config(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("of_a_worker", [TrainingDiverged("the loss is nan"), ValueError("no")])
+def test_a_workers_error_of_ours_is_raised_with_its_cause(
+    of_a_worker: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray", reason="needs the extra `train`")
+    pytest.importorskip("ray.train", reason="needs the extra `train`", exc_type=ImportError)
+    from ray.train import TrainingFailedError
+
+    class Failed(TrainingFailedError):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.worker_failures = {0: of_a_worker}
+
+    class Trainer:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def fit(self) -> None:
+            raise Failed
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", Trainer)
+    with pytest.raises((TrainingDiverged, Failed)) as caught:
+        _run(small_run(tmp_path, tmp_path, tmp_path / "out"), tmp_path)
+    if isinstance(of_a_worker, TrainingDiverged):
+        assert caught.value is of_a_worker
+        assert isinstance(caught.value.__cause__, Failed)
+    else:
+        assert isinstance(caught.value, Failed)
+        assert caught.value.__cause__ is None
 
 
 def test_paths_hold_wherever_a_worker_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,18 @@ def test_every_option_of_a_training_but_its_workers_can_be_given() -> None:
     assert given == options - {"out", "workers"} | {"gates_only", "as_json"}
 
 
+def test_the_home_folder_is_found_in_all_paths(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("data", "unseen"):
+        save_pairs(tmp_path / f"{name}.parquet")
+    paths = ["~/data.parquet", "~/out", "--eval", "~/unseen.parquet"]
+    run = CliRunner().invoke(app, ["finetune", str(model), *paths, *RUN])
+    assert run.exit_code == 0, run.exception
+    assert "on unseen data" in run.stdout
+
+
 def test_the_new_folder_must_be_named(model: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["finetune", str(model), str(tmp_path / "d.parquet")])
     assert isinstance(run.exception, ConfigError)

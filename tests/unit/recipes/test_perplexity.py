@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pgmoe.bench.perplexity_result import TOTAL
 from pgmoe.bench.result_file import draw_result, load_result, render_result
+from pgmoe.errors import ConfigError
 from pgmoe.training.pregate import pregate
 from recipes.document import Document
 from recipes.perplexity import load, measure, perplexities
@@ -51,6 +54,21 @@ def test_a_pre_gated_model_is_routed_as_its_config_says(model: Path, tmp_path: P
     twin = pregate(str(model), tmp_path / "twin").folder
     both = [perplexities(*load(str(f)), DOCUMENTS, lambda *_: None)[TOTAL].perplexity for f in (model, twin)]
     assert both[0] != both[1]
+
+
+def test_models_that_cannot_be_compared_are_refused(model: Path, tmp_path: Path) -> None:
+    from recipes.lm_text import LmText
+
+    LmText(tuple(DOCUMENTS), ()).save(tmp_path)
+    twin = Path(shutil.copytree(model, tmp_path / "other" / "tiny-chat"))
+    with pytest.raises(ConfigError, match="several models are called tiny-chat"):
+        measure("try", tmp_path / "train.parquet", [str(model), str(twin)])
+    other = twin.rename(tmp_path / "other-chat")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = []
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ConfigError, match="compare models of one tokenizer"):
+        measure("try", tmp_path / "train.parquet", [str(model), str(other)])
 
 
 def test_a_result_names_models_and_sources(model: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from recipes.table2 import app, carry_out_all
 from recipes.table2_folder import Experiment
 from recipes.table2_plan import SUMMARY_METRICS, UNTUNED, Budget, Plan, TaskPlan
 from recipes.table2_result import cells
-from recipes.table2_run import prepare
+from recipes.table2_run import carry_out, prepare
 from recipes.table_file import read_table
 from recipes.tokenizer import save_tokenizer
 
@@ -93,6 +93,24 @@ def test_an_interrupted_experiment_goes_on_without_repeating_runs(
     repeated = found["closed_book-level1-next-seed0"]
     assert repeated.seconds > 0
     assert repeated.scores == experiment.rows()[repeated.name].scores  # and the same seed, the same scores
+
+
+def test_a_row_is_kept_before_its_models_are_removed(
+    plan: Plan, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = Experiment(tmp_path / "shared")
+    shared.folder.mkdir()
+    for name in ("fresh", "pretrained", "data"):
+        (shared.folder / name).symlink_to(experiment.folder / name)
+
+    def full(row: QualityRun) -> None:
+        raise OSError(28, "No space left on device")
+
+    run = next(run for run in plan.runs() if run.task == "closed_book")
+    monkeypatch.setattr(shared, "add", full)
+    with pytest.raises(OSError, match="No space"):
+        carry_out(run, plan, shared)
+    assert (shared.folder / "runs" / run.name / "tuned").is_dir()
 
 
 def test_seeds_give_different_runs(experiment: Experiment) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pgmoe import LLM, SamplingParams
@@ -18,6 +19,7 @@ from pgmoe.models.loader import read_plan
 from pgmoe.training.dataset import read_rows
 from pgmoe.training.finetune import finetune
 from pgmoe.training.finetune_result import LOW_RANK
+from pgmoe.training.moe_trainer import MoeTrainer
 from pgmoe.training.pregate import pregate
 from pgmoe.training.step_figures import Step
 from pgmoe.training.trainable import load_whole, put_into
@@ -94,7 +96,7 @@ def test_a_rank_changes_experts_and_routers_and_its_file_makes_the_result_again(
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed == {key for key in before if ".experts." in key} | routers(before)
     with safe_open(out / LOW_RANK, "pt") as file:
-        assert {**file.metadata(), "format": ""} == {"rank": "2", "alpha": "6.0", "base": "m", "format": ""}
+        assert {**file.metadata(), "format": ""} == {"rank": "2", "scale": "1", "base": "m", "format": ""}
     again = load_whole(model, None)
     put_into(again, load_file(out / LOW_RANK))
     with torch.no_grad():
@@ -105,7 +107,8 @@ def test_a_pre_gated_model_stays_one_and_is_read_with_what_was_learnt(
     mixtral: Path, text: Path, tmp_path: Path
 ) -> None:
     model = pregate(str(mixtral), tmp_path / "ahead").folder
-    done = finetune(small_run(model, text, tmp_path / "out", steps=9, evaluate=text))
+    twin = Path(shutil.copyfile(text, tmp_path / "twin.parquet"))
+    done = finetune(small_run(model, text, tmp_path / "out", steps=9, evaluate=twin))
     out = done.folder
     config = json.loads((out / "config.json").read_text())
     assert config["pgmoe"] == json.loads((model / "config.json").read_text())["pgmoe"]
@@ -216,6 +219,37 @@ def test_a_training_that_diverges_says_so(mixtral: Path, text: Path, tmp_path: P
     with pytest.raises(TrainingDiverged, match="lower learning rate"):
         finetune(small_run(mixtral, text, tmp_path / "out", learning_rate=1e30, steps=20))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gradient_that_is_not_finite_is_never_published(
+    mixtral: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MoeTrainer, "_get_grad_norm", lambda *_, **__: torch.tensor(math.inf))
+    with pytest.raises(TrainingDiverged, match=r"norm of the gradient of step 1 is inf; .*lower learning"):
+        finetune(small_run(mixtral, text, tmp_path / "out", steps=1))
+    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / ".out.partial").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("said", ["float32", "float16", None])
+def test_weights_keep_their_stored_type_whatever_the_config_says(
+    said: str | None, text: Path, tmp_path: Path
+) -> None:
+    model, out = save_trainable("mixtral", tmp_path / "m", torch.bfloat16), tmp_path / "out"
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "dtype": said}))
+    finetune(small_run(model, text, out, steps=1, train="gates"))
+    assert {t.dtype for t in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_a_model_of_several_types_is_refused_at_the_start(text: Path, tmp_path: Path) -> None:
+    model = save_trainable("mixtral", tmp_path / "m", torch.bfloat16)
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UnsupportedModel, match=r"model\.norm\.weight as float32.* save it in one"):
+        finetune(small_run(model, text, tmp_path / "out"))
+    assert not (tmp_path / ".out.partial").exists()
 
 
 def test_a_finished_result_is_not_written_over(mixtral: Path, text: Path, tmp_path: Path) -> None:

@@ -26,6 +26,11 @@ def config_with(**options: Any) -> FinetuneConfig:
         ({"aux_weight": -1.0}, "aux_weight is -1.0; give 0 or more"),
         ({"data": ()}, "no data; name one"),
         ({"evaluate_steps": 5}, "name a file to evaluate on"),
+        ({"evaluate": Path("x/../d")}, "is trained on, too; evaluate on another"),
+        ({"train": "gates", "rank": 2}, "train gates and rank 2: .*leave one out"),
+        ({"alpha": 4.0}, "alpha is 4.0, .*give a rank, too"),
+        ({"temperature": 2.0}, "temperature is 2.0, but there is no teacher"),
+        ({"distil_weight": 0.0}, "distil_weight is 0.0, but there is no teacher"),
     ],
 )
 def test_a_value_that_cannot_be_honoured_is_refused(options: dict[str, Any], message: str) -> None:
@@ -47,6 +52,12 @@ def test_several_workers_are_not_started_by_the_library(tmp_path: Path) -> None:
     model, data = save_trainable("mixtral", tmp_path / "m"), save_text(tmp_path / "t.parquet")
     with pytest.raises(ConfigError, match=r"workers is 2, but 1 train; .*deployments\.train"):
         finetune(small_run(model, data, tmp_path / "out", workers=2))
+
+
+def test_an_encoder_decoder_keeps_its_activations_where_several_train(tmp_path: Path) -> None:
+    model, data = save_trainable("switch_transformers", tmp_path / "m"), save_text(tmp_path / "t.parquet")
+    with pytest.raises(ConfigError, match=r"is an encoder-decoder: .* leave it out, or train with one"):
+        finetune(small_run(model, data, tmp_path / "out", workers=2, gradient_checkpointing=True))
 
 
 def test_a_balance_weight_is_refused_where_there_is_no_such_loss(tmp_path: Path) -> None:

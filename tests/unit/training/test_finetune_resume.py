@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,18 +129,42 @@ def test_without_its_marker_a_checkpoint_does_not_count(mixtral: Path, text: Pat
 
 def test_another_command_is_refused_with_what_differs(mixtral: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    interrupt(small_run(mixtral, text, out), after=2)
+    interrupt(small_run(mixtral, text, out, checkpoint_steps=1), after=2)
     with pytest.raises(ConfigError, match=r"learning_rate was 0\.003, is 0\.1; .*remove the folder"):
         finetune(small_run(mixtral, text, out, learning_rate=0.1))
-    finetune(small_run(mixtral, text, out, checkpoint_steps=1))  # which does not change the result
+    finetune(small_run(mixtral, text, out, checkpoint_steps=2))  # which does not change the result
 
 
 def test_other_data_under_the_same_name_is_refused(mixtral: Path, tmp_path: Path) -> None:
     data = save_text(tmp_path / "text.parquet")
-    config = small_run(mixtral, data, tmp_path / "out")
+    config = small_run(mixtral, data, tmp_path / "out", checkpoint_steps=1)
     interrupt(config, after=2)
     save_pairs(data)
     with pytest.raises(ConfigError, match=r"content of .*text\.parquet was"):
+        finetune(config)
+
+
+def test_a_start_that_failed_does_not_bind_the_name(mixtral: Path, text: Path, tmp_path: Path) -> None:
+    interrupt(small_run(mixtral, text, tmp_path / "out"), after=2)
+    assert finetune(small_run(mixtral, text, tmp_path / "out", steps=1)).num_steps == 1
+
+
+@pytest.mark.parametrize("of", ["model", "teacher"])
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "model.safetensors"])
+def test_another_model_or_teacher_under_the_same_name_is_refused(
+    of: str, name: str, mixtral: Path, text: Path, tmp_path: Path
+) -> None:
+    folders = {part: Path(shutil.copytree(mixtral, tmp_path / part)) for part in ("model", "teacher")}
+    out, teacher = tmp_path / "out", str(folders["teacher"])
+    config = small_run(folders["model"], text, out, teacher=teacher, checkpoint_steps=1)
+    interrupt(config, after=2)
+    path = folders[of] / name
+    if path.suffix == ".json":
+        path.write_text(path.read_text() + "\n")
+    else:
+        time_ns = path.stat().st_mtime_ns + 1_000_000
+        os.utime(path, ns=(time_ns, time_ns))
+    with pytest.raises(ConfigError, match=rf"content of .*{of}/{name} was"):
         finetune(config)
 
 
@@ -155,6 +180,25 @@ def test_after_training_only_the_result_is_written_again(
     done = finetune(config, lambda step: steps.append(step.number))
     assert steps == []
     assert done.num_steps == 2
+
+
+def test_after_the_last_checkpoint_no_step_more_is_trained(
+    mixtral: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"steps": 5, "evaluate": save_pairs(tmp_path / "unseen.parquet")}  # an epoch has three steps
+    whole = small_run(mixtral, text, tmp_path / "whole", **options)
+    finetune(whole)
+    killed = small_run(mixtral, text, tmp_path / "killed", **options)
+    with monkeypatch.context() as broken:
+        broken.setattr("pgmoe.training.finetune.keep_trained", lambda *_: interrupt_now())
+        with pytest.raises(Killed):
+            finetune(killed)
+    steps: list[int] = []
+    assert finetune(killed, lambda step: steps.append(step.number)).num_steps == 5
+    assert steps == []
+    assert history(killed.out) == history(whole.out)
+    one, other = (load_file(c.out / "model.safetensors") for c in (whole, killed))
+    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
 
 
 def interrupt_now() -> None:
