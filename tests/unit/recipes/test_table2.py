@@ -134,6 +134,7 @@ def test_a_claimed_run_is_left_to_whoever_has_it(plan: Plan, experiment: Experim
         assert again
 
 
+@pytest.mark.long
 def test_processes_share_the_runs(plan: Plan, experiment: Experiment, tmp_path: Path) -> None:
     shared = Experiment(tmp_path / "shared")
     shared.folder.mkdir()
