@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgmoe.cli.console import bytes_bar, steps_bar
+from pgmoe.cli.console import steps_bar
 from pgmoe.cli.generate import as_prompt
+from pgmoe.cli.loading import load_llm
 from pgmoe.cli.options import Device, DeviceMemory, HostMemory, Model
 from pgmoe.cli.trace import read_prompts
 from pgmoe.errors import ConfigError
@@ -43,21 +44,14 @@ def answers(
     The file has the column `messages` for a model that chats, else `prompt` and `completion`. Answers that
     `max_tokens` cut short are left out: they would teach to stop in the middle of a sentence.
     """
-    from pgmoe.engine.llm import LLM
     from pgmoe.request import SamplingParams
 
     check_new_file(out)
     texts = read_prompts(prompts)
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    with bytes_bar(f"Loading {model}") as bar:
-        llm = LLM(
-            model,
-            progress=bar,
-            device=device,
-            device_memory=device_memory,
-            host_memory=host_memory,
-            max_running=at_once,
-        )
+    llm = load_llm(
+        model, device=device, device_memory=device_memory, host_memory=host_memory, max_running=at_once
+    )
     with llm, steps_bar() as progress:
         chats = not raw and llm.tokenizer is not None and bool(llm.tokenizer.chat_template)
         rows: list[tuple[str, str]] = []

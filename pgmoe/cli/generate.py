@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgmoe.cli.console import bytes_bar
+from pgmoe.cli.loading import load_llm
 from pgmoe.cli.options import Device, DeviceMemory, Gating, HostMemory, Json, MaxTokens, Model, Policy
 from pgmoe.errors import InvalidRequest, PromptTooLong
 from pgmoe.units import format_bytes
@@ -54,7 +54,6 @@ def generate(
 
     The text goes to standard output as it comes, the figures to standard error.
     """
-    from pgmoe.engine.llm import LLM
     from pgmoe.request import SamplingParams
 
     params = SamplingParams(
@@ -67,16 +66,14 @@ def generate(
     )
     text = _read_stdin() if prompt == "-" else prompt
     begin = time.perf_counter()
-    with bytes_bar(f"Loading {model}") as bar:
-        llm = LLM(
-            model,
-            progress=bar,
-            device=device,
-            device_memory=device_memory,
-            host_memory=host_memory,
-            gating=gating,
-            policy=policy,
-        )
+    llm = load_llm(
+        model,
+        device=device,
+        device_memory=device_memory,
+        host_memory=host_memory,
+        gating=gating,
+        policy=policy,
+    )
     with llm:
         load_s = time.perf_counter() - begin
         typer.echo(llm.memory.text(), err=True)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgmoe.cli.console import bytes_bar, steps_bar
+from pgmoe.cli.console import steps_bar
 from pgmoe.cli.generate import as_prompt
+from pgmoe.cli.loading import load_llm
 from pgmoe.cli.options import Device, DeviceMemory, HostMemory, Model
 from pgmoe.errors import ConfigError
 from pgmoe.new_file import check_new_file
@@ -40,7 +41,6 @@ def trace(
 
     What is recorded does not depend on the budget.
     """
-    from pgmoe.engine.llm import LLM
     from pgmoe.gating.recording import RecordingGating
     from pgmoe.request import SamplingParams
 
@@ -52,16 +52,14 @@ def trace(
         recorders.append(RecordingGating(inner))
         return recorders[0]
 
-    with bytes_bar(f"Loading {model}") as bar:
-        llm = LLM(
-            model,
-            progress=bar,
-            wrap_gating=recording,
-            device=device,
-            device_memory=device_memory,
-            host_memory=host_memory,
-            max_running=at_once,
-        )
+    llm = load_llm(
+        model,
+        wrap_gating=recording,
+        device=device,
+        device_memory=device_memory,
+        host_memory=host_memory,
+        max_running=at_once,
+    )
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     with llm, steps_bar() as progress:
         _answer(llm, texts, params, raw, at_once, progress)
