@@ -19,6 +19,7 @@ from pgmoe.models.moe_blocks import moe_blocks
 from pgmoe.models.pre_gate import pre_gate
 from pgmoe.training.finetune_config import FinetuneConfig
 from pgmoe.training.low_rank import attach, merge
+from pgmoe.training.padded_rows import pad_rows
 
 
 @contextmanager
@@ -85,6 +86,7 @@ def load_trainable(config: FinetuneConfig, folder: Path) -> PreTrainedModel:
         attach(model, config.rank, config.scale, config.seed)
     else:
         _choose_experts_implementation(model)
+        pad_rows(model)
     if config.aux_weight is not None:
         if not hasattr(model.config, "router_aux_loss_coef"):
             raise ConfigError(f"aux_weight: {type(model).__name__} has no load-balance loss; leave it out")
