@@ -28,7 +28,7 @@ def plot_curve(result: CurveResult, path: Path) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter  # only now: it is there
 
     left, right = figure.subplots(1, 2)
-    for line, colour in _colours(result).items():
+    for line, colour in colours(result).items():
         _draw(left, result, line, colour, lambda p, name: Spread.of(p.of(name).speeds))
         _draw(right, result, line, colour, result.fraction)
     shares = [_x(result, p) for p in result.points]
@@ -77,7 +77,8 @@ def _x(result: CurveResult, point: CurvePoint) -> float:
     return limit
 
 
-def _colours(result: CurveResult) -> dict[str, str]:
+def colours(result: CurveResult) -> dict[str, str]:
+    """By line, the same in all pictures of a result."""
     ours = iter(OURS * len(result.lines))
     return {line: PEERS.get(line) or next(ours) for line in result.lines}
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import mean
 
 from pgmoe.bench.compare import Series
-from pgmoe.bench.curve_result import CurvePoint, CurveResult
+from pgmoe.bench.curve_result import CurvePoint, CurveResult, layer_waits
 from pgmoe.bench.report import traffic_cells
 from pgmoe.bench.statistics import Spread, paired_ratio
 from pgmoe.bench.tables import conditions, gb, heading, table
@@ -37,6 +38,7 @@ def render_curve(result: CurveResult) -> str:
                 [_limits(result, point) for point in result.points],
             ),
             *_ratios(result),
+            *_stalls(result),
             conditions(result),
         ]
     )
@@ -75,6 +77,32 @@ def _agreement(series: Series, expected: Sequence[int]) -> str:
     rounds = [m.answer.tokens for m in series.rounds]
     same = min(sum(a == b for a, b in zip(tokens, expected, strict=False)) for tokens in rounds)
     return f"{same} of {len(rounds[0])} the same"
+
+
+def _stalls(result: CurveResult) -> list[str]:
+    """Where in the model compute waited, of lines that know it."""
+    rows = []
+    for point in result.points:
+        for series in point.series:
+            if (waits := layer_waits(series)) is not None and any(waits):
+                first, *others = (1e3 * wait for wait in waits)
+                rows.append([
+                    f"{point.share:g}%",
+                    series.name,
+                    f"{first + sum(others):.2f}",
+                    f"{first:.2f}",
+                    f"{mean(others):.2f}" if others else "",
+                    f"{max(others):.2f}" if others else "",
+                ])  # fmt: skip
+    columns = (
+        "experts in memory",
+        "line",
+        "waited, ms per token",
+        "in the first layer",
+        "each other",
+        "most",
+    )
+    return [table(columns, rows)] if rows else []
 
 
 def _limits(result: CurveResult, point: CurvePoint) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import median
 
 from pgmoe.bench.compare import Series
 from pgmoe.bench.result import Record
@@ -34,6 +35,16 @@ class CurvePoint:
     def of(self, line: str) -> Series:
         """The series of a line."""
         return next(s for s in self.series if s.name == line)
+
+
+def layer_waits(series: Series) -> tuple[float, ...] | None:
+    """Seconds per token that compute waited, by MoE layer: the median of the rounds. None if not counted."""
+    rounds = [
+        [wait / (len(m.answer.tokens) - 1) for wait in traffic.layer_stall_s]
+        for m in series.rounds
+        if (traffic := m.answer.traffic) is not None and traffic.layer_stall_s
+    ]
+    return tuple(median(waits) for waits in zip(*rounds, strict=True)) if rounds else None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,12 @@ class Job:
     forced: tuple[int, ...] | None = None
     """Fed as answer in place of the model's own choice. Greedy answers of a random model fall into one
     repeated token, whose experts are then always the same: a locality that no real text has."""
+    beside: tuple[tuple[int, ...], ...] = ()
+    """Further sequences, of prompt and answer each, that go through the model in the same passes; as long as
+    the first, and only beside a forced answer."""
+
+    def __post_init__(self) -> None:
+        assert self.forced is not None or not self.beside, len(self.beside)
 
     @classmethod
     def random_stream(cls, vocab_size: int, prompt_length: int, num_tokens: int, seed: int = 0) -> Job:
@@ -57,6 +63,8 @@ class Traffic:
     """Asked for while still on their way."""
     wasted_bytes: int = 0
     """Evicted unused."""
+    layer_stall_s: tuple[float, ...] = ()
+    """`stall_s` by MoE layer; empty where the arm does not know, and in files from before it was kept."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from pgmoe.bench.batches_plot import plot_batches
+from pgmoe.bench.batches_report import render_batches
+from pgmoe.bench.batches_result import BatchesResult
 from pgmoe.bench.curve_plot import plot_curve
 from pgmoe.bench.curve_report import render_curve
 from pgmoe.bench.curve_result import CurveResult
@@ -31,6 +34,7 @@ from pgmoe.bench.reads_report import render_reads
 from pgmoe.bench.reads_result import ReadsResult
 from pgmoe.bench.report import render
 from pgmoe.bench.result import Result
+from pgmoe.bench.stalls_plot import plot_stalls
 from pgmoe.errors import ConfigError
 
 AnyResult = (
@@ -42,6 +46,7 @@ AnyResult = (
     | GuessesResult
     | QualityResult
     | PerplexityResult
+    | BatchesResult
 )
 # What sets them apart are the fields that each must have.
 _ADAPTER: TypeAdapter[AnyResult] = TypeAdapter(AnyResult)
@@ -54,6 +59,7 @@ _RENDER: dict[type, Callable[[Any], str]] = {
     GuessesResult: render_guesses,
     QualityResult: render_quality,
     PerplexityResult: render_perplexity,
+    BatchesResult: render_batches,
 }
 _DRAW: dict[type, Callable[[Any, Path], None]] = {
     Result: plot,
@@ -63,6 +69,7 @@ _DRAW: dict[type, Callable[[Any, Path], None]] = {
     GuessesResult: plot_guesses,
     QualityResult: plot_quality,
     PerplexityResult: plot_perplexity,
+    BatchesResult: plot_batches,
 }
 
 
@@ -81,6 +88,13 @@ def load_result(path: Path) -> AnyResult:
 def render_result(result: AnyResult) -> str:
     """As Markdown."""
     return _RENDER[type(result)](result)
+
+
+def draw_stalls(result: AnyResult, path: Path) -> None:
+    """Of a curve, where in the model compute waits, as a PNG. Raises ConfigError for anything else."""
+    if not isinstance(result, CurveResult):
+        raise ConfigError("only a curve (`pgmoe bench curve` and `prefetch`) says where compute waits")
+    plot_stalls(result, path)
 
 
 def draw_result(result: AnyResult, path: Path) -> None:

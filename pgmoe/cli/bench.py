@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pgmoe.cli.bench_batches import batches
 from pgmoe.cli.bench_guesses import guesses
 from pgmoe.cli.bench_memory import curve, prefetch, reads
 from pgmoe.cli.bench_options import RESULTS, Folder, Out, Rounds, Threads, Tokens, make_random, measure
@@ -16,6 +17,7 @@ from pgmoe.cli.console import steps_bar
 from pgmoe.cli.default_model import build_if_missing, cache_folder, default_folder
 
 app = typer.Typer(help="Measure engines beside each other on one checkpoint.", no_args_is_help=True)
+app.command()(batches)
 app.command()(curve)
 app.command()(guesses)
 app.command()(prefetch)
@@ -163,10 +165,13 @@ def show(file: ResultFile) -> None:
 
 
 @app.command()
-def plot(file: ResultFile) -> None:
+def plot(
+    file: ResultFile,
+    stalls: Annotated[bool, typer.Option(help="Of a curve: where in the model compute waits.")] = False,
+) -> None:
     """Draw a result as a PNG beside its file."""
-    from pgmoe.bench.result_file import draw_result, load_result
+    from pgmoe.bench.result_file import draw_result, draw_stalls, load_result
 
-    picture = file.with_suffix(".png")
-    draw_result(load_result(file), picture)
+    picture = file.with_suffix(".stalls.png" if stalls else ".png")
+    (draw_stalls if stalls else draw_result)(load_result(file), picture)
     typer.echo(picture)

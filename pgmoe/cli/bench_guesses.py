@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from pgmoe.cli.bench_models import ModelKind, checkpoint_of
-from pgmoe.cli.bench_options import RESULTS, Out, Threads, make_place
+from pgmoe.cli.bench_options import RESULTS, Out, Threads, make_place, read_documents
 from pgmoe.cli.console import steps_bar
-from pgmoe.errors import ConfigError
 
 
 def guesses(
@@ -30,12 +29,7 @@ def guesses(
     from pgmoe.bench.guesses import measure_guesses
     from pgmoe.bench.guesses_report import render_guesses
 
-    try:
-        lines = [line for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the text {text}: {error}") from error
-    if not lines:
-        raise ConfigError(f"{text} is empty; give a document a line")
+    lines = read_documents(text)
     place = make_place(checkpoint_of(model), "cpu", threads)
     twin = None if pre_gated is None else str(checkpoint_of(str(pre_gated)))
     with steps_bar() as progress:

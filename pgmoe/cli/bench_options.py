@@ -10,6 +10,7 @@ import typer
 
 from pgmoe.cli.console import bytes_bar, steps_bar
 from pgmoe.cli.default_model import cache_folder
+from pgmoe.errors import ConfigError
 from pgmoe.new_file import check_writable_folder
 
 if TYPE_CHECKING:
@@ -38,6 +39,17 @@ def scratch_folder() -> Path:
     check_writable_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def read_documents(text: Path) -> list[str]:
+    """A document a line. Raises ConfigError for a file that cannot be read or has none."""
+    try:
+        lines = [line for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the text {text}: {error}") from error
+    if not lines:
+        raise ConfigError(f"{text} is empty; give a document a line")
+    return lines
 
 
 def make_random(folder: Path, shape: OlmoeShape, device: str) -> None:

@@ -20,6 +20,8 @@ from pgmoe.models.moe import RoutedExperts
 from pgmoe.models.socket import ExpertSocket
 from pgmoe.request import Request, SamplingParams
 
+_BY_LAYER = "layer_stall_s"
+
 
 @dataclass(frozen=True)
 class EngineArm:
@@ -54,7 +56,7 @@ class LoadedEngine:
     def __init__(self, config: EngineConfig) -> None:
         self._engine = Engine(config)
         self._device = torch.device(self._engine.info.device)
-        self._at_first = _traffic(self._engine.stats.experts)
+        self._at_first = self._traffic()
         self._num_answers = 0
 
     @property
@@ -104,7 +106,7 @@ class LoadedEngine:
             answer = self._generate(job, clock)
         else:
             answer = answer_stepwise(self._engine.loaded.model, self._device, job, clock, self._begin)
-        return replace(answer, traffic=_difference(_traffic(self._engine.stats.experts), self._at_first))
+        return replace(answer, traffic=_difference(self._traffic(), self._at_first))
 
     def files(self) -> list[str]:
         """None but the checkpoint."""
@@ -132,7 +134,10 @@ class LoadedEngine:
 
     def _mark_first(self, num_tokens: int) -> None:
         if num_tokens == 1:
-            self._at_first = _traffic(self._engine.stats.experts)
+            self._at_first = self._traffic()
+
+    def _traffic(self) -> Traffic:
+        return _traffic(self.stats, len(self.layers))
 
     @torch.inference_mode()
     def _touch_all(self) -> None:
@@ -146,7 +151,7 @@ class LoadedEngine:
             routed(hidden, experts, torch.zeros_like(experts, dtype=layer.dtype))
 
 
-def _traffic(stats: ExpertStats) -> Traffic:
+def _traffic(stats: ExpertStats, num_layers: int) -> Traffic:
     return Traffic(
         hits=stats.num_hits,
         misses=stats.num_misses,
@@ -155,8 +160,11 @@ def _traffic(stats: ExpertStats) -> Traffic:
         useful_bytes=stats.prefetch_bytes["useful"],
         late_bytes=stats.prefetch_bytes["late"],
         wasted_bytes=stats.prefetch_bytes["wasted"],
+        layer_stall_s=tuple(stats.layer_stall_s.get(layer, 0.0) for layer in range(num_layers)),
     )
 
 
 def _difference(after: Traffic, before: Traffic) -> Traffic:
-    return Traffic(**{name: value - getattr(before, name) for name, value in vars(after).items()})
+    counts = {name: value - getattr(before, name) for name, value in vars(after).items() if name != _BY_LAYER}
+    layers = zip(after.layer_stall_s, before.layer_stall_s, strict=True)
+    return Traffic(**counts, layer_stall_s=tuple(later - earlier for later, earlier in layers))

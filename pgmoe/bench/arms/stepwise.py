@@ -23,9 +23,10 @@ def answer_stepwise(
     """The prompt in one forward, then a token a step, forced where the job says so, else greedy.
 
     The host reads every token before it starts the next step, as sampling does. `before_pass` is called
-    before each forward pass.
+    before each forward pass. Where several sequences go together the clock takes the first one's tokens.
     """
-    ids = torch.tensor([job.prompt], device=device)
+    prompts = [job.prompt, *(row[: len(job.prompt)] for row in job.beside)]
+    ids = torch.tensor(prompts, device=device)
     cache, name = None, kv_argument(model)
     for step in range(job.num_tokens):
         before_pass()
@@ -33,6 +34,12 @@ def answer_stepwise(
         cache = getattr(output, name)
         token = int(output.logits[0, -1].argmax())
         clock.take(token)
-        fed = token if job.forced is None else job.forced[step]
-        ids = torch.tensor([[fed]], device=device)
+        ids = torch.tensor(_fed(job, step, token), device=device)
     return clock.answer()
+
+
+def _fed(job: Job, step: int, token: int) -> list[list[int]]:
+    """Of every sequence the token after so many steps."""
+    if job.forced is None:
+        return [[token]]
+    return [[job.forced[step]], *([row[len(job.prompt) + step]] for row in job.beside)]

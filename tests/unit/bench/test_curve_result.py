@@ -7,8 +7,10 @@ import pytest
 
 from pgmoe.bench.compare import Series
 from pgmoe.bench.curve_report import render_curve
-from pgmoe.bench.curve_result import CurvePoint, CurveResult
-from pgmoe.bench.result_file import draw_result, load_result, render_result
+from pgmoe.bench.curve_result import CurvePoint, CurveResult, layer_waits
+from pgmoe.bench.job import Traffic
+from pgmoe.bench.result_file import draw_result, draw_stalls, load_result, render_result
+from pgmoe.errors import ConfigError
 from tests.unit.bench.results import MACHINE, series
 
 TOKENS = (1, 2, 3, 4, 5)
@@ -105,3 +107,31 @@ def test_a_curve_can_be_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     draw_result(made_up_curve(), tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def with_waits(curve: CurveResult, waits: tuple[float, ...]) -> CurveResult:
+    """Every line of ours at half of the experts waited so many seconds in each layer."""
+
+    def waited(one: Series) -> Series:
+        traffic = Traffic(1, 1, 1, sum(waits), layer_stall_s=waits)
+        rounds = [replace(m, answer=replace(m.answer, traffic=traffic)) for m in one.rounds]
+        return replace(one, rounds=tuple(rounds))
+
+    whole, half = curve.points
+    first, *others = half.series
+    return replace(curve, points=(whole, replace(half, series=(waited(first), *others))))
+
+
+def test_waiting_is_shown_by_layer(tmp_path: Path) -> None:
+    curve = with_waits(made_up_curve(), (0.04, 0.004, 0.008))
+    assert layer_waits(curve.points[1].series[0]) == (0.01, 0.001, 0.002)
+    assert layer_waits(curve.points[1].series[1]) is None
+    assert "| 50% | pgmoe, on_demand | 13.00 | 10.00 | 1.50 | 2.00 |" in render_curve(curve)
+    draw_stalls(curve, tmp_path / "stalls.png")
+    assert (tmp_path / "stalls.png").stat().st_size > 10_000
+
+
+def test_a_curve_of_before_waits_were_kept_has_no_picture_of_them(tmp_path: Path) -> None:
+    assert "in the first layer" not in render_curve(made_up_curve())
+    with pytest.raises(ConfigError, match="measure it again"):
+        draw_stalls(made_up_curve(), tmp_path / "stalls.png")

@@ -18,7 +18,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("family", ["switch_transformers", "nllb_moe"])
 def test_padding_changes_neither_outputs_nor_gradients(family: str, tmp_path: Path) -> None:
     folder = save_trainable(family, tmp_path / "m")
-    plain, padded = load_whole(folder, torch.float32), load_whole(folder, torch.float32)
+    plain, padded = (load_whole(folder, torch.float64) for _ in range(2))
     pad_rows(padded)
     sizes: set[int] = set()
     for name, module in padded.named_modules():
@@ -33,6 +33,6 @@ def test_padding_changes_neither_outputs_nor_gradients(family: str, tmp_path: Pa
     torch.testing.assert_close(losses[0], losses[1])
     assert gradients(plain).keys() == gradients(padded).keys()
     for name, gradient in gradients(plain).items():
-        scale = float(gradient.abs().max())
-        torch.testing.assert_close(gradients(padded)[name], gradient, rtol=1e-4, atol=1e-5 * scale)
-    assert sizes and all(size % GRANULE == 0 for size in sizes)
+        torch.testing.assert_close(gradients(padded)[name], gradient)
+    assert sizes
+    assert all(size % GRANULE == 0 for size in sizes)

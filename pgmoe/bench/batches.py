@@ -1,0 +1,112 @@
+"""Several sequences in one pass: what that changes for experts that are not all in memory.
+
+The model decodes them together; the engine's own scheduler, which takes one sequence at a time, has no part
+in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgmoe.bench.arms.engine import EngineArm
+from pgmoe.bench.batches_result import RESIDENT, BatchesResult, BatchPoint
+from pgmoe.bench.compare import Progress, check_length, compare
+from pgmoe.bench.curves import Options
+from pgmoe.bench.job import Job, Place
+from pgmoe.bench.machine import describe_machine
+from pgmoe.bench.page_cache import weight_files
+from pgmoe.bench.result import current_commit, now
+from pgmoe.errors import ConfigError
+from pgmoe.models.tokenizer import load_tokenizer
+
+PROMPT_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """What to measure, before it is known on which machine."""
+
+    name: str
+    batches: tuple[int, ...]
+    share: float
+    """Per cent of the experts in memory."""
+    gatings: tuple[str, ...]
+    options: Options
+    """Of EngineConfig, for all."""
+    jobs: tuple[Job, ...]
+    """One for each batch size."""
+
+
+def measure_batches(wanted: BatchPlan, place: Place, num_rounds: int, progress: Progress) -> BatchesResult:
+    """Measure. Takes minutes. Raises PgmoeError if an arm fails, ConfigError for what cannot be measured."""
+    arms = _arms(wanted)
+    machine = describe_machine(weight_files(place.model))
+    commit = current_commit()  # before: files may change while it runs
+    points = []
+    for number, (batch, job) in enumerate(zip(wanted.batches, wanted.jobs, strict=True)):
+        check_length(job)
+
+        def tell(what: str, done: int, total: int, number: int = number, batch: int = batch) -> None:
+            progress(f"batch {batch}: {what}", number * total + done, len(wanted.batches) * total)
+
+        points.append(BatchPoint(batch, compare(arms, place, job, num_rounds, tell)))
+    return BatchesResult(
+        name=wanted.name,
+        date=now(),
+        commit=commit,
+        machine=machine,
+        conditions=_conditions(wanted, place, num_rounds),
+        share=wanted.share,
+        batches=tuple(points),
+    )
+
+
+def batch_job(model: str, documents: Sequence[str], batch: int, num_tokens: int) -> Job:
+    """Beginnings of as many documents as sequences, fed to every arm; those that are too short are left out.
+
+    Raises ConfigError for a model without tokenizer, and if there are too few documents.
+    """
+    tokenizer = load_tokenizer(Path(model))
+    if tokenizer is None:
+        raise ConfigError(f"{model} has no tokenizer; copy its files there")
+    length = PROMPT_TOKENS + num_tokens
+    encoded = (tuple(tokenizer(document)["input_ids"][:length]) for document in documents)
+    rows = [row for row in encoded if len(row) == length][:batch]
+    if len(rows) < batch:
+        raise ConfigError(
+            f"a batch of {batch} needs as many documents of {length} tokens or more, the text has "
+            f"{len(rows)}; give more of them, or ask for fewer tokens"
+        )
+    first, *beside = rows
+    return Job(first[:PROMPT_TOKENS], num_tokens, first[PROMPT_TOKENS:], tuple(beside))
+
+
+def _arms(wanted: BatchPlan) -> list[EngineArm]:
+    """All resident, then a share of them with each gating. Raises ConfigError if one is named twice."""
+    if len(set(wanted.gatings)) < len(wanted.gatings):
+        raise ConfigError(f"every gating can be named once, got {', '.join(wanted.gatings)}")
+    shared = [
+        EngineArm(gating, f"{wanted.share:g}%", options=(*wanted.options, ("gating", gating)))
+        for gating in wanted.gatings
+    ]
+    return [EngineArm(RESIDENT, options=wanted.options), *shared]
+
+
+def _conditions(wanted: BatchPlan, place: Place, num_rounds: int) -> dict[str, str]:
+    options = ", ".join(f"{name}={value}" for name, value in wanted.options)
+    return {
+        "workload": (
+            f"beginnings of different documents, {PROMPT_TOKENS} tokens of each in one pass, then "
+            f"{wanted.jobs[0].num_tokens} passes of a token of each, the documents' own, fed to every arm"
+        ),
+        "order": (
+            f"for each batch size {num_rounds} interleaved rounds after a warm-up; every arm is a process of "
+            "its own, idle while another is measured; medians, smallest and largest; ratios are taken within "
+            "a round; speeds, hits, bytes and waiting are those after the first token of each sequence"
+        ),
+        "page cache": "the checkpoint's files are dropped from it before every measurement",
+        "options": options or "none but the gating",
+        "device": f"{place.device}; {place.num_threads} compute threads, OpenMP: {place.openmp}",
+    }

@@ -1,0 +1,52 @@
+"""`pgmoe bench batches`: several sequences in one pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pgmoe.cli.bench_memory import EngineOption, GatingNames, Link
+from pgmoe.cli.bench_models import ModelKind, checkpoint_of
+from pgmoe.cli.bench_options import RESULTS, Out, Rounds, Threads, make_place, read_documents
+from pgmoe.cli.console import steps_bar
+
+Batch = Annotated[list[int], typer.Option(min=1, help="Sequences in a pass; may be repeated.")]
+Share = Annotated[float, typer.Option(min=0.1, max=100, help="Per cent of the experts in memory.")]
+
+
+def batches(
+    model: ModelKind,
+    text: Annotated[Path, typer.Argument(help="UTF-8, a document a line.")],
+    batch: Batch = [1, 4, 16, 64],  # noqa: B006
+    share: Share = 25.0,
+    gating: GatingNames = ["on_demand", "auto"],  # noqa: B006
+    option: EngineOption = [],  # noqa: B006
+    emulate: Link = None,
+    rounds: Rounds = 3,
+    tokens: Annotated[int, typer.Option(min=9, help="Of each sequence's answer.")] = 16,
+    threads: Threads = None,
+    out: Out = RESULTS,
+) -> None:
+    """Speed of 1 to 64 sequences decoded together, with a share of the experts in memory."""
+    from pgmoe.bench.batches import BatchPlan, batch_job, measure_batches
+    from pgmoe.bench.batches_report import render_batches
+    from pgmoe.bench.curves import check_options, parse_options
+
+    options = parse_options(option) + (() if emulate is None else (("emulated_link", emulate),))
+    check_options(options, gating)
+    documents, folder = read_documents(text), checkpoint_of(model)
+    suffix = "" if emulate is None else f"-{emulate.replace('/', '')}"
+    wanted = BatchPlan(
+        name=f"batches-{folder.name if '/' in model else model}{suffix}",
+        batches=tuple(batch),
+        share=share,
+        gatings=tuple(gating),
+        options=options,
+        jobs=tuple(batch_job(str(folder), documents, size, tokens) for size in batch),
+    )
+    with steps_bar() as progress:
+        result = measure_batches(wanted, make_place(folder, "cpu", threads), rounds, progress)
+    typer.echo(render_batches(result))
+    typer.echo(f"written to {result.save(out)}", err=True)
