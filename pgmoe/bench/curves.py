@@ -9,6 +9,7 @@ from pgmoe.bench.lines import PGMOE, AccelerateLine, Line, LlamaCppLine, OurLine
 from pgmoe.config import EngineConfig
 from pgmoe.engine.named_options import check_options as check_engine_options
 from pgmoe.errors import ConfigError
+from pgmoe.models.loader import read_plan
 from pgmoe.models.pack import is_pack
 
 Options = tuple[tuple[str, str | int], ...]
@@ -52,6 +53,23 @@ def our_lines(gatings: Sequence[str], options: Options, trace: Path) -> tuple[Ou
         replayed: Options = (("gating_trace", str(trace)),) if name == ORACLE else ()
         lines.append(OurLine(f"{PGMOE}, {name}", (*options, ("gating", name), *replayed)))
     return tuple(lines)
+
+
+def twin_lines(twin: Path, model: Path, gatings: Sequence[str], options: Options) -> tuple[OurLine, ...]:
+    """A line of another model for each gating: as many experts of the same size, routed in another way.
+
+    Raises ConfigError if its experts are not as many, or of another size.
+    """
+    if _experts(twin) != _experts(model):
+        raise ConfigError(
+            f"{twin.name} is no twin of {model.name}: its experts are not as many, or of another size"
+        )
+    own = (*options, ("model", str(twin)))
+    return tuple(OurLine(f"{PGMOE}, {name} (twin)", (*own, ("gating", name))) for name in gatings)
+
+
+def _experts(model: Path) -> list[tuple[int, int]]:
+    return [(layer.num_experts, layer.layout.slot_bytes) for layer in read_plan(str(model)).layers]
 
 
 def peer_lines(gguf: Path, num_tokens: int, num_threads: int | None, *, accelerate: bool) -> tuple[Line, ...]:

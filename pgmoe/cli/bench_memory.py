@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +15,8 @@ from pgmoe.errors import ConfigError
 
 if TYPE_CHECKING:
     from pgmoe.bench.curve import Curve
+    from pgmoe.bench.curves import Options
+    from pgmoe.bench.lines import Line
 
 PEER_TOKENS = 9
 SHARES = [100.0, 75.0, 50.0, 25.0, 10.0]
@@ -31,8 +33,35 @@ Pack = Annotated[Path | None, typer.Option(help="Our lines read this pack of the
 Link = Annotated[
     str | None, typer.Option(help="Emulate a link of this bandwidth, such as 25GB/s, in place of the disk.")
 ]
+Twin = Annotated[
+    str | None,
+    typer.Option(help="Another model with as many experts of the same size, fed with the same tokens."),
+]
+TwinGatings = Annotated[list[str], typer.Option(help="A line of the twin for each; may be repeated.")]
 Lines = Annotated[int, typer.Option("--rounds", min=1, help="Times that every line is measured at a share.")]
 OurTokens = Annotated[int, typer.Option("--tokens", min=9, help="Tokens of each of our answers.")]
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Which other model is measured beside, if any, and how."""
+
+    model: str | None
+    gatings: list[str]
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return "" if self.model is None else checkpoint_of(self.model).name
+
+    def lines(self, folder: Path, options: Options) -> tuple[Line, ...]:
+        """Beside those of the model in `folder`. Raises ConfigError."""
+        from pgmoe.bench.curves import check_options, twin_lines
+
+        if self.model is None:
+            return ()
+        check_options(options, self.gatings)
+        return twin_lines(checkpoint_of(self.model), folder, self.gatings, options)
 
 
 def curve(
@@ -51,6 +80,8 @@ def curve(
     option: EngineOption = [],  # noqa: B006
     pack: Pack = None,
     emulate: Link = None,
+    twin: Twin = None,
+    twin_gating: TwinGatings = ["speculative"],  # noqa: B006
     peers: Annotated[bool, typer.Option(help="Measure llama.cpp and accelerate, too.")] = True,
     accelerate: Annotated[bool, typer.Option(help="Without it, llama.cpp is the only peer.")] = True,
     limits: Annotated[bool, typer.Option(help="Give every process a memory limit (needs root).")] = True,
@@ -67,7 +98,8 @@ def curve(
     from pgmoe.bench.curves import peer_lines
 
     folder = checkpoint_of(model)
-    made = _curve("curve", model, folder, share, gating, option, pack, emulate, tokens)
+    twins = Twins(twin, twin_gating)
+    made = _curve("curve", model, folder, share, gating, option, pack, emulate, twins, tokens)
     if limit:
         if emulate is not None or not limits:
             raise ConfigError("--limit sets memory limits; give it without --emulate and --no-limits")
@@ -89,6 +121,8 @@ def prefetch(
     option: EngineOption = [],  # noqa: B006
     pack: Pack = None,
     emulate: Link = None,
+    twin: Twin = None,
+    twin_gating: TwinGatings = ["speculative"],  # noqa: B006
     rounds: Lines = 5,
     tokens: OurTokens = 48,
     threads: Threads = None,
@@ -96,7 +130,8 @@ def prefetch(
 ) -> None:
     """Guessing which experts come next, in several ways, against waiting for them."""
     folder = checkpoint_of(model)
-    made = _curve("prefetch", model, folder, share, gating, option, pack, emulate, tokens)
+    twins = Twins(twin, twin_gating)
+    made = _curve("prefetch", model, folder, share, gating, option, pack, emulate, twins, tokens)
     _measure(replace(made, limited=False), folder, threads, rounds, out)
 
 
@@ -126,6 +161,7 @@ def _curve(
     options: list[str],
     pack: Path | None,
     emulate: str | None,
+    twins: Twins,
     num_tokens: int,
 ) -> Curve:
     from pgmoe.bench.curve import Curve
@@ -138,9 +174,11 @@ def _curve(
     trace = scratch_folder() / "curve-trace.parquet"
     suffix = f"-{emulate.replace('/', '')}" if emulate is not None else "-pack" if pack is not None else ""
     job, workload = workload_of(model, folder, num_tokens)
+    if twins.model is not None:
+        workload += f"; the twin, which is fed the same, is {twins.name}"
     return Curve(
         name=f"{what}-{folder.name if '/' in model else model}{suffix}",
-        lines=our_lines(gatings, own, trace),
+        lines=(*our_lines(gatings, own, trace), *twins.lines(folder, own)),
         resident=("pgmoe",),
         shares=tuple(shares),
         job=job,

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from pgmoe.bench.arms.clock import TokenClock
 from pgmoe.bench.arms.stepwise import answer_stepwise
 from pgmoe.bench.job import Answer, Job, Place, Traffic
+from pgmoe.bench.page_cache import weight_files
 from pgmoe.config import EngineConfig
 from pgmoe.engine.engine import Engine
 from pgmoe.layout import ExpertLayer
@@ -31,7 +32,8 @@ class EngineArm:
     device_memory: str = "100%"
     host_memory: str = "0"
     options: tuple[tuple[str, str | int], ...] = ()
-    """Further options of EngineConfig, by name; `model` for another folder with the same weights (a pack)."""
+    """Further options of EngineConfig, by name; `model` for another folder: a pack of the same weights, or a
+    twin."""
     most_tokens: int | None = None
 
     def open(self, place: Place) -> LoadedEngine:
@@ -55,6 +57,7 @@ class LoadedEngine:
 
     def __init__(self, config: EngineConfig) -> None:
         self._engine = Engine(config)
+        self._files = [str(path) for path in weight_files(config.model)]
         self._device = torch.device(self._engine.info.device)
         self._at_first = self._traffic()
         self._num_answers = 0
@@ -109,8 +112,8 @@ class LoadedEngine:
         return replace(answer, traffic=_difference(self._traffic(), self._at_first))
 
     def files(self) -> list[str]:
-        """None but the checkpoint."""
-        return []
+        """The checkpoint's, which need not be the one of the other arms."""
+        return self._files
 
     def close(self) -> None:
         """See LoadedArm."""

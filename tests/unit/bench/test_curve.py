@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from pgmoe.bench.arms.engine import EngineArm
 from pgmoe.bench.curve import Curve, measure_curve
-from pgmoe.bench.curves import our_lines, parse_options, peer_lines
+from pgmoe.bench.curves import our_lines, parse_options, peer_lines, twin_lines
 from pgmoe.bench.job import Job, Place
 from pgmoe.bench.lines import OurLine
 from pgmoe.bench.random_model import OlmoeShape, save_random_olmoe
@@ -128,6 +130,30 @@ def test_a_line_for_each_gating_and_options_for_all() -> None:
     assert [line.name for line in our_lines([], (), Path())] == ["pgmoe"]
     with pytest.raises(ConfigError, match="'policy' is not NAME=VALUE"):
         parse_options(["policy"])
+
+
+def test_a_twin_is_fed_the_same_tokens_and_has_lines_of_its_own(place: Place, tmp_path: Path) -> None:
+    twin = tmp_path / "twin"
+    save_random_olmoe(twin, replace(SHAPE, embedding_spread=0.5), torch.device("cpu"))
+    (line,) = twin_lines(twin, Path(place.model), ["on_demand"], (("policy", "lru"),))
+    assert line.name == "pgmoe, on_demand (twin)"
+    own, other = OurLine("pgmoe, on_demand", (("gating", "on_demand"),)), line.at(50, "other")
+    answers, files = [], []
+    for arm in (own.at(50, "own"), other):
+        with closing(arm.open(place)) as loaded:
+            answers.append(loaded.answer(JOB))
+            files.append(loaded.files())
+    assert len(answers[0].tokens) == len(answers[1].tokens) == JOB.num_tokens
+    assert answers[0].tokens != answers[1].tokens
+    assert {Path(file).parent for file in files[0]} == {Path(place.model)}
+    assert {Path(file).parent for file in files[1]} == {twin}
+
+
+def test_a_twin_has_as_many_experts_of_the_same_size(place: Place, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    save_random_olmoe(other, replace(SHAPE, num_experts=4), torch.device("cpu"))
+    with pytest.raises(ConfigError, match="other is no twin of model"):
+        twin_lines(other, Path(place.model), ["speculative"], ())
 
 
 def test_peers_take_fewer_tokens_where_not_all_is_resident() -> None:
