@@ -60,6 +60,8 @@ def note(work: Path, data: Path, budget: Budget) -> None:
     plan = {**asdict(budget), **{name: checksum(data / name) for name in (TRAIN, HELD_OUT)}}
     path = work / "plan.json"
     if not path.exists():
+        if work.exists() and any(entry.is_dir() for entry in work.iterdir()):
+            raise ConfigError(f"{work} holds models, but not what they were made of; name another folder")
         work.mkdir(parents=True, exist_ok=True)
         write_synced(path.with_suffix(".new"), json.dumps(plan, indent=2))
         path.with_suffix(".new").rename(path)

@@ -52,18 +52,22 @@ def answers(
     llm = load_llm(
         model, device=device, device_memory=device_memory, host_memory=host_memory, max_running=at_once
     )
-    with llm, steps_bar() as progress:
-        chats = not raw and llm.tokenizer is not None and bool(llm.tokenizer.chat_template)
-        rows: list[tuple[str, str]] = []
-        group = GROUP * at_once
-        for first in range(0, len(texts), group):
-            some = texts[first : first + group]
-            rows += _answer(llm, some, params, raw=raw)
-            progress("prompts answered", first + len(some), len(texts))
+    chats = not raw and llm.tokenizer is not None and bool(llm.tokenizer.chat_template)
+    rows: list[tuple[str, str]] = []
+    asked = 0
+    try:
+        with llm, steps_bar() as progress:
+            for first in range(0, len(texts), GROUP * at_once):
+                some = texts[first : first + GROUP * at_once]
+                rows += _answer(llm, some, params, raw=raw)
+                asked += len(some)
+                progress("prompts answered", asked, len(texts))
+    finally:  # a prompt that is too long, or Ctrl-C, costs no answer from before
+        if rows:
+            _write(rows, out, chats=chats)
+            typer.echo(_summary(len(rows), asked, len(texts), out), err=True)
     if not rows:
         raise ConfigError(f"no answer ended within {max_tokens} tokens; give more with --max-tokens")
-    _write(rows, out, chats=chats)
-    typer.echo(f"{len(rows)} answers written to {out}, {len(texts) - len(rows)} cut short left out", err=True)
 
 
 def _answer(llm: LLM, texts: list[str], params: SamplingParams, *, raw: bool) -> Iterator[tuple[str, str]]:
@@ -74,6 +78,11 @@ def _answer(llm: LLM, texts: list[str], params: SamplingParams, *, raw: bool) ->
     for text, answer in zip(texts, said, strict=True):
         if answer.finish_reason != "length":
             yield text, answer.text
+
+
+def _summary(num_rows: int, asked: int, wanted: int, out: Path) -> str:
+    told = f"{num_rows} answers written to {out}, {asked - num_rows} cut short left out"
+    return told if asked == wanted else f"{told}; the last {wanted - asked} prompts were not answered"
 
 
 def _write(rows: list[tuple[str, str]], out: Path, *, chats: bool) -> None:

@@ -9,8 +9,9 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from pgmoe import LLM, SamplingParams
+from pgmoe.cli import answers as answers_command
 from pgmoe.cli.main import app
-from pgmoe.errors import ConfigError
+from pgmoe.errors import ConfigError, PromptTooLong
 from tests.support.checkpoints import save_tiny_chat
 
 PROMPTS = ["Why is the sky blue?", "Hello", "What is 2 + 2?"]
@@ -77,6 +78,20 @@ def test_answers_that_were_cut_short_are_left_out(endless: Path, tmp_path: Path)
             catch_exceptions=False,
         )
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_a_prompt_that_is_too_long_costs_no_answer_from_before(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers_command, "GROUP", 1)
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out.parquet"
+    prompts.write_text("\n".join([*PROMPTS, "Hello " * 5_000]))
+    arguments = ["answers", str(model), "--prompts", str(prompts), "-o", str(out), "--device", "cpu"]
+    run = CliRunner().invoke(app, [*arguments, "--max-tokens", "40", "--temperature", "0", "--at-once", "1"])
+    assert isinstance(run.exception, PromptTooLong)
+    assert "3 answers written" in run.stderr
+    assert "the last 1 prompts were not answered" in run.stderr
+    assert len(parquet.read_table(out)) == 3
 
 
 def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:

@@ -23,6 +23,12 @@ def test_the_same_plan_goes_on_in_its_folder(data: Path, tmp_path: Path) -> None
         note(tmp_path / "work", data, Budget(steps=3))
 
 
+def test_models_of_an_unknown_plan_are_not_taken_for_ours(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "work" / "equal").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="not what they were made of"):
+        note(tmp_path / "work", data, Budget(steps=3))
+
+
 def test_another_budget_or_other_data_are_refused_before_anything_is_made(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
