@@ -23,6 +23,9 @@ from pgmoe.training.pregate import pregate
 from recipes.lm_text import HELD_OUT, TRAIN
 from recipes.ship import ship
 
+STAGES = ("equal", "experts", "start", "pre-gated", "conventional")
+"""Folders of the models that are made, in this order."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -43,8 +46,7 @@ class Budget:
 def build(work: Path, out: Path, data: Path, budget: Budget) -> None:
     """Every stage that is not done yet. Raises as `finetune` and `note` do."""
     note(work, data, budget)
-    equal, experts = work / "equal", work / "experts"
-    start, pre_gated, conventional = work / "start", work / "pre-gated", work / "conventional"
+    equal, experts, start, pre_gated, conventional = (work / name for name in STAGES)
     if not equal.exists():
         build_default_model(equal, kind="equal")
     _train(equal, experts, data, budget, rank=budget.rank)
@@ -56,12 +58,17 @@ def build(work: Path, out: Path, data: Path, budget: Budget) -> None:
 
 
 def note(work: Path, data: Path, budget: Budget) -> None:
-    """Note what is made in `work`, or raise ConfigError unless it is what was noted before."""
+    """Note what is made in `work`.
+
+    Raises ConfigError where something else was noted before, and where models are that nothing was noted of.
+    """
     plan = {**asdict(budget), **{name: checksum(data / name) for name in (TRAIN, HELD_OUT)}}
     path = work / "plan.json"
     if not path.exists():
-        if work.exists() and any(entry.is_dir() for entry in work.iterdir()):
-            raise ConfigError(f"{work} holds models, but not what they were made of; name another folder")
+        if found := [name for name in STAGES if (work / name).exists()]:
+            raise ConfigError(
+                f"{work} holds {', '.join(found)} of an unknown plan; remove them, or name another folder"
+            )
         work.mkdir(parents=True, exist_ok=True)
         write_synced(path.with_suffix(".new"), json.dumps(plan, indent=2))
         path.with_suffix(".new").rename(path)

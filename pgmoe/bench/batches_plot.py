@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#222222", "#1b6ca8", "#d1495b", "#38a3a5", "#80b918", "#5e60ce")
+"""Of the resident line, then of the gatings."""
 
 
 def plot_batches(result: BatchesResult, path: Path) -> None:

@@ -60,6 +60,12 @@ def plot_curve(result: CurveResult, path: Path) -> None:
     save_picture(figure, path, 120)
 
 
+def colours(result: CurveResult) -> dict[str, str]:
+    """By line, the same in all pictures of a result."""
+    ours = iter(OURS * len(result.lines))
+    return {line: PEERS.get(line) or next(ours) for line in result.lines}
+
+
 def _draw(axes: Axes, result: CurveResult, line: str, colour: str, value: Value) -> None:
     points = [point for point in result.points if point.has(line)]
     spreads, shares = [value(point, line) for point in points], [_x(result, point) for point in points]
@@ -75,12 +81,6 @@ def _x(result: CurveResult, point: CurvePoint) -> float:
     limit = result.limit_share(point)
     assert limit is not None, point.share
     return limit
-
-
-def colours(result: CurveResult) -> dict[str, str]:
-    """By line, the same in all pictures of a result."""
-    ours = iter(OURS * len(result.lines))
-    return {line: PEERS.get(line) or next(ours) for line in result.lines}
 
 
 def _title(result: CurveResult) -> str:

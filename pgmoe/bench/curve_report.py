@@ -27,7 +27,7 @@ _COLUMNS = (
 
 
 def render_curve(result: CurveResult) -> str:
-    """One table of all points and lines, one of what each point allows, and our lines over the peers."""
+    """All points and lines, what each point allows, lines over each other, and where compute waited."""
     rows = [_row(result, point, series) for point in result.points for series in point.series]
     return "\n\n".join(
         [
@@ -80,27 +80,20 @@ def _agreement(series: Series, expected: Sequence[int]) -> str:
 
 
 def _stalls(result: CurveResult) -> list[str]:
-    """Where in the model compute waited, of lines that know it."""
+    """Where in the model compute waited, of lines that waited and tell layers apart."""
     rows = []
     for point in result.points:
         for series in point.series:
             if (waits := layer_waits(series)) is not None and any(waits):
                 first, *others = (1e3 * wait for wait in waits)
-                rows.append([
-                    f"{point.share:g}%",
-                    series.name,
-                    f"{first + sum(others):.2f}",
-                    f"{first:.2f}",
-                    f"{mean(others):.2f}" if others else "",
-                    f"{max(others):.2f}" if others else "",
-                ])  # fmt: skip
+                cells = (mean(others), max(others)) if others else ()
+                rows.append([f"{point.share:g}%", series.name, *(f"{wait:.2f}" for wait in (first, *cells))])
     columns = (
-        "experts in memory",
-        "line",
         "waited, ms per token",
+        "line",
         "in the first layer",
-        "each other",
-        "most",
+        "in each other, mean",
+        "in the worst of them",
     )
     return [table(columns, rows)] if rows else []
 

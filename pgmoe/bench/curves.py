@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,21 +56,29 @@ def our_lines(gatings: Sequence[str], options: Options, trace: Path) -> tuple[Ou
     return tuple(lines)
 
 
-def twin_lines(twin: Path, model: Path, gatings: Sequence[str], options: Options) -> tuple[OurLine, ...]:
-    """A line of another model for each gating: as many experts of the same size, routed in another way.
+def twin_line(twin: Path, model: Path, gating: str, options: Options) -> OurLine:
+    """A line of another model: the same vocabulary, as many experts of the same size, routed in another way.
 
-    Raises ConfigError if its experts are not as many, or of another size.
+    Raises ConfigError if it is no such model, and for a gating that replays the routing of this one.
     """
-    if _experts(twin) != _experts(model):
+    if gating == ORACLE:
         raise ConfigError(
-            f"{twin.name} is no twin of {model.name}: its experts are not as many, or of another size"
+            f"gating {ORACLE!r} replays the routing of {model.name}, not its twin's; choose another"
         )
-    own = (*options, ("model", str(twin)))
-    return tuple(OurLine(f"{PGMOE}, {name} (twin)", (*own, ("gating", name))) for name in gatings)
+    if (other := _shape(twin)) != (own := _shape(model)):
+        raise ConfigError(
+            f"{twin.name} is no twin of {model.name}: it has {other}, and that one {own}; name a model that "
+            "was rewired from it, or the one that it was rewired from (`pgmoe pregate`)"
+        )
+    return OurLine(f"{PGMOE}, {gating} (twin)", (*options, ("model", str(twin)), ("gating", gating)))
 
 
-def _experts(model: Path) -> list[tuple[int, int]]:
-    return [(layer.num_experts, layer.layout.slot_bytes) for layer in read_plan(str(model)).layers]
+def _shape(model: Path) -> str:
+    plan = read_plan(str(model))
+    vocabulary = plan.config.get_text_config().vocab_size
+    experts = Counter((layer.num_experts, layer.layout.slot_bytes) for layer in plan.layers)
+    layers = [f"{n} layers of {e} experts of {size:,} bytes" for (e, size), n in experts.items()]
+    return f"{vocabulary} token ids and {' and '.join(layers)}"
 
 
 def peer_lines(gguf: Path, num_tokens: int, num_threads: int | None, *, accelerate: bool) -> tuple[Line, ...]:

@@ -20,7 +20,9 @@ class Job:
     the first, and only beside a forced answer."""
 
     def __post_init__(self) -> None:
-        assert self.forced is not None or not self.beside, len(self.beside)
+        if self.beside:
+            assert self.forced is not None, self
+            assert {len(row) for row in self.beside} == {len(self.prompt) + len(self.forced)}, self
 
     @classmethod
     def random_stream(cls, vocab_size: int, prompt_length: int, num_tokens: int, seed: int = 0) -> Job:
@@ -65,6 +67,16 @@ class Traffic:
     """Evicted unused."""
     layer_stall_s: tuple[float, ...] = ()
     """`stall_s` by MoE layer; empty where the arm does not know, and in files from before it was kept."""
+
+    def since(self, before: Traffic) -> Traffic:
+        """What came after an earlier account of the same engine."""
+        counts = {
+            name: value - getattr(before, name)
+            for name, value in vars(self).items()
+            if name != "layer_stall_s"
+        }
+        layers = zip(self.layer_stall_s, before.layer_stall_s, strict=True)
+        return Traffic(**counts, layer_stall_s=tuple(after - earlier for after, earlier in layers))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Line(Protocol):
 
     @property
     def engine(self) -> str:
-        """Lines of one engine are the same where all experts are resident."""
+        """Lines of one engine are as fast where all experts are resident."""
         ...
 
     def at(self, share: float, name: str) -> Arm:

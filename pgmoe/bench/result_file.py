@@ -93,7 +93,9 @@ def render_result(result: AnyResult) -> str:
 def draw_stalls(result: AnyResult, path: Path) -> None:
     """Of a curve, where in the model compute waits, as a PNG. Raises ConfigError for anything else."""
     if not isinstance(result, CurveResult):
-        raise ConfigError("only a curve (`pgmoe bench curve` and `prefetch`) says where compute waits")
+        raise ConfigError(
+            "this result is no curve; those of `pgmoe bench curve` and `prefetch` say where compute waits"
+        )
     plot_stalls(result, path)
 
 

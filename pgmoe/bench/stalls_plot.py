@@ -11,18 +11,24 @@ from pgmoe.picture import new_figure, save_picture
 
 
 def plot_stalls(result: CurveResult, path: Path) -> None:
-    """Draw a panel for each share below 100 %: milliseconds a token over the layers. Raises ConfigError for
-    a result that has none, and as pictures do."""
-    points = [point for point in result.points if point.share < 100 and _known(point)]
+    """Draw milliseconds a token over the layers to a PNG, a panel for each share below 100 %.
+
+    Raises ConfigError for a result that has no such share or is from before layers were told apart, and as
+    pictures do.
+    """
+    points = [point for point in result.points if point.share < 100]
     if not points:
+        raise ConfigError(f"{result.name} has no share below 100 %, where something waits; give --share 50")
+    if not any(map(_known, points)):
         raise ConfigError(f"{result.name} says nothing of single layers; measure it again with this version")
-    figure = new_figure(3.6 * len(points) + 1, 3.8)
+    figure, colour_of = new_figure(3.6 * len(points) + 1, 3.8), colours(result)
     panels = figure.subplots(1, len(points), sharey=True, squeeze=False)[0]
     for point, axes in zip(points, panels, strict=True):
         for line, waits in _known(point).items():
-            axes.plot([1e3 * s for s in waits], "o-", color=colours(result)[line], lw=1.3, ms=3, label=line)
+            axes.plot([1e3 * s for s in waits], "o-", color=colour_of[line], lw=1.3, ms=3, label=line)
         axes.set_title(f"{point.share:g}% of the experts in memory", fontsize=10)
         axes.set_xlabel("MoE layer")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25, lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("waited for experts (ms per token)")

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pgmoe.engine.llm import LLM
     from pgmoe.request import SamplingParams
 
-
+Row = tuple[str, str]
+"""A prompt and its answer."""
 GROUP = 8
 """Prompts handed over at once, for each that runs: a short answer's place is taken by the next."""
 
@@ -53,24 +54,31 @@ def answers(
         model, device=device, device_memory=device_memory, host_memory=host_memory, max_running=at_once
     )
     chats = not raw and llm.tokenizer is not None and bool(llm.tokenizer.chat_template)
-    rows: list[tuple[str, str]] = []
-    asked = 0
+    answered: list[list[Row]] = []
     try:
-        with llm, steps_bar() as progress:
-            for first in range(0, len(texts), GROUP * at_once):
-                some = texts[first : first + GROUP * at_once]
-                rows += _answer(llm, some, params, raw=raw)
-                asked += len(some)
-                progress("prompts answered", asked, len(texts))
-    finally:  # a prompt that is too long, or Ctrl-C, costs no answer from before
-        if rows:
+        with llm:
+            answered.extend(_answer_all(llm, texts, params, GROUP * at_once, raw=raw))
+    finally:  # a prompt that is too long, or Ctrl-C, costs no answer of the groups before
+        if rows := [row for group in answered for row in group]:
             _write(rows, out, chats=chats)
+            asked = min(len(answered) * GROUP * at_once, len(texts))
             typer.echo(_summary(len(rows), asked, len(texts), out), err=True)
     if not rows:
         raise ConfigError(f"no answer ended within {max_tokens} tokens; give more with --max-tokens")
 
 
-def _answer(llm: LLM, texts: list[str], params: SamplingParams, *, raw: bool) -> Iterator[tuple[str, str]]:
+def _answer_all(
+    llm: LLM, texts: list[str], params: SamplingParams, size: int, *, raw: bool
+) -> Iterator[list[Row]]:
+    """The rows of one group of prompts after another."""
+    with steps_bar() as progress:
+        for first in range(0, len(texts), size):
+            some = texts[first : first + size]
+            yield list(_answer(llm, some, params, raw=raw))
+            progress("prompts answered", first + len(some), len(texts))
+
+
+def _answer(llm: LLM, texts: list[str], params: SamplingParams, *, raw: bool) -> Iterator[Row]:
     """Prompts and answers of those that came to an end."""
     together = [as_prompt(llm, text, raw=raw) for text in texts]
     prompts = [prompt for prompt, _ in together]
@@ -82,10 +90,15 @@ def _answer(llm: LLM, texts: list[str], params: SamplingParams, *, raw: bool) ->
 
 def _summary(num_rows: int, asked: int, wanted: int, out: Path) -> str:
     told = f"{num_rows} answers written to {out}, {asked - num_rows} cut short left out"
-    return told if asked == wanted else f"{told}; the last {wanted - asked} prompts were not answered"
+    if asked == wanted:
+        return told
+    return (
+        f"{told}; only the first {asked} of {wanted} prompts were answered: have the others answered into "
+        "another file"
+    )
 
 
-def _write(rows: list[tuple[str, str]], out: Path, *, chats: bool) -> None:
+def _write(rows: list[Row], out: Path, *, chats: bool) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 

@@ -9,7 +9,7 @@ import typer
 
 from pgmoe.cli.bench_memory import EngineOption, GatingNames, Link
 from pgmoe.cli.bench_models import ModelKind, checkpoint_of
-from pgmoe.cli.bench_options import RESULTS, Out, Rounds, Threads, make_place, read_documents
+from pgmoe.cli.bench_options import RESULTS, Out, Rounds, Threads, link_options, make_place, read_documents
 from pgmoe.cli.console import steps_bar
 
 Batch = Annotated[list[int], typer.Option(min=1, help="Sequences in a pass; may be repeated.")]
@@ -30,11 +30,12 @@ def batches(
     out: Out = RESULTS,
 ) -> None:
     """Speed of 1 to 64 sequences decoded together, with a share of the experts in memory."""
-    from pgmoe.bench.batches import BatchPlan, batch_job, measure_batches
+    from pgmoe.bench.batches import BatchPlan, batch_jobs, check_gatings, measure_batches
     from pgmoe.bench.batches_report import render_batches
     from pgmoe.bench.curves import check_options, parse_options
 
-    options = parse_options(option) + (() if emulate is None else (("emulated_link", emulate),))
+    options = parse_options(option) + link_options(emulate)
+    check_gatings(gating)
     check_options(options, gating)
     documents, folder = read_documents(text), checkpoint_of(model)
     suffix = "" if emulate is None else f"-{emulate.replace('/', '')}"
@@ -44,7 +45,7 @@ def batches(
         share=share,
         gatings=tuple(gating),
         options=options,
-        jobs=tuple(batch_job(str(folder), documents, size, tokens) for size in batch),
+        jobs=batch_jobs(str(folder), documents, batch, tokens),
     )
     with steps_bar() as progress:
         result = measure_batches(wanted, make_place(folder, "cpu", threads), rounds, progress)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pgmoe.cli.bench_models import ModelKind, checkpoint_of, workload_of
-from pgmoe.cli.bench_options import RESULTS, Out, Threads, make_place, scratch_folder
+from pgmoe.cli.bench_options import RESULTS, Out, Threads, link_options, make_place, scratch_folder
 from pgmoe.cli.console import steps_bar
 from pgmoe.errors import ConfigError
 
 if TYPE_CHECKING:
     from pgmoe.bench.curve import Curve
-    from pgmoe.bench.curves import Options
-    from pgmoe.bench.lines import Line
 
 PEER_TOKENS = 9
 SHARES = [100.0, 75.0, 50.0, 25.0, 10.0]
@@ -35,33 +33,14 @@ Link = Annotated[
 ]
 Twin = Annotated[
     str | None,
-    typer.Option(help="Another model with as many experts of the same size, fed with the same tokens."),
+    typer.Option(
+        help="A model (as MODEL) with as many experts of the same size; it is fed the same tokens, in a "
+        "line of its own."
+    ),
 ]
-TwinGatings = Annotated[list[str], typer.Option(help="A line of the twin for each; may be repeated.")]
+TwinGating = Annotated[str | None, typer.Option(help="Of the twin's line; speculative, if not said.")]
 Lines = Annotated[int, typer.Option("--rounds", min=1, help="Times that every line is measured at a share.")]
 OurTokens = Annotated[int, typer.Option("--tokens", min=9, help="Tokens of each of our answers.")]
-
-
-@dataclass(frozen=True)
-class Twins:
-    """Which other model is measured beside, if any, and how."""
-
-    model: str | None
-    gatings: list[str]
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        return "" if self.model is None else checkpoint_of(self.model).name
-
-    def lines(self, folder: Path, options: Options) -> tuple[Line, ...]:
-        """Beside those of the model in `folder`. Raises ConfigError."""
-        from pgmoe.bench.curves import check_options, twin_lines
-
-        if self.model is None:
-            return ()
-        check_options(options, self.gatings)
-        return twin_lines(checkpoint_of(self.model), folder, self.gatings, options)
 
 
 def curve(
@@ -81,7 +60,7 @@ def curve(
     pack: Pack = None,
     emulate: Link = None,
     twin: Twin = None,
-    twin_gating: TwinGatings = ["speculative"],  # noqa: B006
+    twin_gating: TwinGating = None,
     peers: Annotated[bool, typer.Option(help="Measure llama.cpp and accelerate, too.")] = True,
     accelerate: Annotated[bool, typer.Option(help="Without it, llama.cpp is the only peer.")] = True,
     limits: Annotated[bool, typer.Option(help="Give every process a memory limit (needs root).")] = True,
@@ -98,8 +77,8 @@ def curve(
     from pgmoe.bench.curves import peer_lines
 
     folder = checkpoint_of(model)
-    twins = Twins(twin, twin_gating)
-    made = _curve("curve", model, folder, share, gating, option, pack, emulate, twins, tokens)
+    made = _curve("curve", model, folder, share, gating, option, pack, emulate, tokens)
+    made = _beside_twin(made, folder, option, pack, emulate, twin, twin_gating)
     if limit:
         if emulate is not None or not limits:
             raise ConfigError("--limit sets memory limits; give it without --emulate and --no-limits")
@@ -122,7 +101,7 @@ def prefetch(
     pack: Pack = None,
     emulate: Link = None,
     twin: Twin = None,
-    twin_gating: TwinGatings = ["speculative"],  # noqa: B006
+    twin_gating: TwinGating = None,
     rounds: Lines = 5,
     tokens: OurTokens = 48,
     threads: Threads = None,
@@ -130,8 +109,8 @@ def prefetch(
 ) -> None:
     """Guessing which experts come next, in several ways, against waiting for them."""
     folder = checkpoint_of(model)
-    twins = Twins(twin, twin_gating)
-    made = _curve("prefetch", model, folder, share, gating, option, pack, emulate, twins, tokens)
+    made = _curve("prefetch", model, folder, share, gating, option, pack, emulate, tokens)
+    made = _beside_twin(made, folder, option, pack, emulate, twin, twin_gating)
     _measure(replace(made, limited=False), folder, threads, rounds, out)
 
 
@@ -161,24 +140,20 @@ def _curve(
     options: list[str],
     pack: Path | None,
     emulate: str | None,
-    twins: Twins,
     num_tokens: int,
 ) -> Curve:
     from pgmoe.bench.curve import Curve
     from pgmoe.bench.curves import ORACLE, check_options, our_lines, pack_options, parse_options
     from pgmoe.units import parse_rate
 
-    own = parse_options(options) + pack_options(pack)
-    own += (("emulated_link", emulate),) if emulate is not None else ()
+    own = parse_options(options) + pack_options(pack) + link_options(emulate)
     check_options(own, gatings)
     trace = scratch_folder() / "curve-trace.parquet"
     suffix = f"-{emulate.replace('/', '')}" if emulate is not None else "-pack" if pack is not None else ""
     job, workload = workload_of(model, folder, num_tokens)
-    if twins.model is not None:
-        workload += f"; the twin, which is fed the same, is {twins.name}"
     return Curve(
         name=f"{what}-{folder.name if '/' in model else model}{suffix}",
-        lines=(*our_lines(gatings, own, trace), *twins.lines(folder, own)),
+        lines=our_lines(gatings, own, trace),
         resident=("pgmoe",),
         shares=tuple(shares),
         job=job,
@@ -186,6 +161,35 @@ def _curve(
         link_bytes_per_s=None if emulate is None else parse_rate(emulate),
         trace=trace if ORACLE in gatings else None,
     )
+
+
+def _beside_twin(
+    made: Curve,
+    folder: Path,
+    options: list[str],
+    pack: Path | None,
+    emulate: str | None,
+    twin: str | None,
+    gating: str | None,
+) -> Curve:
+    """With a twin's line, if there is one."""
+    from pgmoe.bench.curves import check_options, parse_options, twin_line
+
+    if twin is None:
+        if gating is not None:
+            raise ConfigError("--twin-gating says how a twin is served; name one with --twin")
+        return made
+    if pack is not None:
+        raise ConfigError("--pack is of one model alone; give it without --twin")
+    gating, other = gating or "speculative", checkpoint_of(twin)
+    own = parse_options(options) + link_options(emulate)
+    line = twin_line(other, folder, gating, own)
+    check_options(own, [gating])
+    told = (
+        f"{made.workload}; the twin, {other.name}, is fed the same: its share of the resident speed and of "
+        "the roofline, and the tokens that are the same, are taken over the other model's"
+    )
+    return replace(made, name=f"{made.name}-twin", lines=(*made.lines, line), workload=told)
 
 
 def _peers_suffix(num_tokens: int, num_threads: int | None) -> str:

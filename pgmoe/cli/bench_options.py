@@ -41,6 +41,11 @@ def scratch_folder() -> Path:
     return folder
 
 
+def link_options(emulate: str | None) -> tuple[tuple[str, str | int], ...]:
+    """Of an engine whose experts come over an emulated link; none for none."""
+    return () if emulate is None else (("emulated_link", emulate),)
+
+
 def read_documents(text: Path) -> list[str]:
     """A document a line. Raises ConfigError for a file that cannot be read or has none."""
     try:

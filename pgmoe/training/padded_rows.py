@@ -6,26 +6,49 @@ letters: T tokens of an expert, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from functools import cache
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
+
+from pgmoe.models.moe_blocks import moe_blocks
 
 GRANULE = 64
 """Rows are padded with zeros to a multiple of it."""
 
 
-def pad_rows(model: nn.Module) -> None:
-    """Have every expert in a `ModuleDict` of experts compute padded rows wherever they are on a CPU."""
-    for name, module in model.named_modules():
-        if name.endswith("experts") and isinstance(module, nn.ModuleDict):
-            for expert in module.values():
-                expert.forward = partial(_padded, expert.forward)
+class PaddedRows(nn.Module):
+    """Mixed into an expert's class: (T, D) to (T, D), in padded rows where they are on a CPU."""
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """See the class."""
+        if x_TD.device.type != "cpu":
+            return self._inner(x_TD)
+        num_rows = len(x_TD)
+        return self._inner(functional.pad(x_TD, (0, 0, 0, -num_rows % GRANULE)))[:num_rows]
+
+    def _inner(self, x_TD: Tensor) -> Tensor:
+        y_TD: Tensor = super().forward(x_TD)
+        return y_TD
 
 
-def _padded(forward: Callable[[Tensor], Tensor], x_TD: Tensor) -> Tensor:
-    if x_TD.device.type != "cpu":
-        return forward(x_TD)
-    num_rows = len(x_TD)
-    return forward(functional.pad(x_TD, (0, 0, 0, -num_rows % GRANULE)))[:num_rows]
+def pad_rows(model: nn.Module) -> int:
+    """Have all experts that are modules of their own (Switch, NLLB-MoE) compute padded rows; count them.
+
+    Changes their classes, once. Experts whose weights are stacked are left as they are.
+    """
+    num_experts = 0
+    for stack in moe_blocks(model).values():
+        for block in stack:
+            experts = model.get_submodule(block.name).get_submodule("experts")
+            for expert in experts.children() if isinstance(experts, nn.ModuleDict | nn.ModuleList) else ():
+                kind: Any = type(expert)
+                expert.__class__ = kind if issubclass(kind, PaddedRows) else _padded_class(kind)
+                num_experts += 1
+    return num_experts
+
+
+@cache
+def _padded_class(expert: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Padded{expert.__name__}", (PaddedRows, expert), {"__module__": expert.__module__})

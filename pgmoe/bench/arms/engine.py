@@ -21,8 +21,6 @@ from pgmoe.models.moe import RoutedExperts
 from pgmoe.models.socket import ExpertSocket
 from pgmoe.request import Request, SamplingParams
 
-_BY_LAYER = "layer_stall_s"
-
 
 @dataclass(frozen=True)
 class EngineArm:
@@ -38,26 +36,26 @@ class EngineArm:
 
     def open(self, place: Place) -> LoadedEngine:
         """See Arm."""
-        return LoadedEngine(
-            EngineConfig.parse(
-                {
-                    "model": place.model,
-                    "device": place.device,
-                    "device_memory": self.device_memory,
-                    "host_memory": self.host_memory,
-                    "num_threads": place.num_threads,
-                    **dict(self.options),
-                }
-            )
-        )
+        options: dict[str, object] = {
+            "model": place.model,
+            "device": place.device,
+            "device_memory": self.device_memory,
+            "host_memory": self.host_memory,
+            "num_threads": place.num_threads,
+            **dict(self.options),
+        }
+        config = EngineConfig.parse(options)
+        own = [] if config.model == place.model else [str(path) for path in weight_files(config.model)]
+        return LoadedEngine(config, own)
 
 
 class LoadedEngine:
     """See LoadedArm. A forced answer goes through the engine's model, any other through its steps."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, own_files: list[str]) -> None:
+        """`own_files`: of its weights, where these are not the other arms'."""
         self._engine = Engine(config)
-        self._files = [str(path) for path in weight_files(config.model)]
+        self._own_files = own_files
         self._device = torch.device(self._engine.info.device)
         self._at_first = self._traffic()
         self._num_answers = 0
@@ -109,11 +107,11 @@ class LoadedEngine:
             answer = self._generate(job, clock)
         else:
             answer = answer_stepwise(self._engine.loaded.model, self._device, job, clock, self._begin)
-        return replace(answer, traffic=_difference(self._traffic(), self._at_first))
+        return replace(answer, traffic=self._traffic().since(self._at_first))
 
     def files(self) -> list[str]:
-        """The checkpoint's, which need not be the one of the other arms."""
-        return self._files
+        """A pack's or a twin's."""
+        return self._own_files
 
     def close(self) -> None:
         """See LoadedArm."""
@@ -140,7 +138,17 @@ class LoadedEngine:
             self._at_first = self._traffic()
 
     def _traffic(self) -> Traffic:
-        return _traffic(self.stats, len(self.layers))
+        stats = self.stats
+        return Traffic(
+            hits=stats.num_hits,
+            misses=stats.num_misses,
+            num_bytes=stats.num_bytes,
+            stall_s=stats.stall_s,
+            useful_bytes=stats.prefetch_bytes["useful"],
+            late_bytes=stats.prefetch_bytes["late"],
+            wasted_bytes=stats.prefetch_bytes["wasted"],
+            layer_stall_s=tuple(stats.layer_stall_s.get(layer, 0.0) for layer in range(len(self.layers))),
+        )
 
     @torch.inference_mode()
     def _touch_all(self) -> None:
@@ -152,22 +160,3 @@ class LoadedEngine:
             experts = torch.arange(layer.num_experts, device=self._device)[:, None]
             hidden = torch.zeros(layer.num_experts, width, dtype=layer.dtype, device=self._device)
             routed(hidden, experts, torch.zeros_like(experts, dtype=layer.dtype))
-
-
-def _traffic(stats: ExpertStats, num_layers: int) -> Traffic:
-    return Traffic(
-        hits=stats.num_hits,
-        misses=stats.num_misses,
-        num_bytes=stats.num_bytes,
-        stall_s=stats.stall_s,
-        useful_bytes=stats.prefetch_bytes["useful"],
-        late_bytes=stats.prefetch_bytes["late"],
-        wasted_bytes=stats.prefetch_bytes["wasted"],
-        layer_stall_s=tuple(stats.layer_stall_s.get(layer, 0.0) for layer in range(num_layers)),
-    )
-
-
-def _difference(after: Traffic, before: Traffic) -> Traffic:
-    counts = {name: value - getattr(before, name) for name, value in vars(after).items() if name != _BY_LAYER}
-    layers = zip(after.layer_stall_s, before.layer_stall_s, strict=True)
-    return Traffic(**counts, layer_stall_s=tuple(later - earlier for later, earlier in layers))

@@ -69,6 +69,7 @@ class LoadedLlamaCpp:
 
     def answer(self, job: Job) -> Answer:
         """See LoadedArm."""
+        assert not job.beside, "one sequence at a time"
         steps = list(self._steps(job))
         tokens = tuple(token for token, _ in steps)
         return Answer(tokens, steps[0][1], sum(seconds for _, seconds in steps[1:]))

@@ -32,7 +32,7 @@ def answer_stepwise(
         before_pass()
         output = model(input_ids=ids, use_cache=True, logits_to_keep=1, **{name: cache})
         cache = getattr(output, name)
-        token = int(output.logits[0, -1].argmax())
+        token, *_ = output.logits[:, -1].argmax(-1).tolist()
         clock.take(token)
         ids = torch.tensor(_fed(job, step, token), device=device)
     return clock.answer()

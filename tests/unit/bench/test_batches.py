@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from pgmoe.bench.arms.clock import TokenClock
 from pgmoe.bench.arms.engine import EngineArm
 from pgmoe.bench.arms.stepwise import answer_stepwise
-from pgmoe.bench.batches import batch_job
+from pgmoe.bench.batches import batch_jobs, check_gatings
 from pgmoe.bench.batches_result import BatchesResult, BatchPoint
 from pgmoe.bench.job import Job, Place
 from pgmoe.bench.result_file import draw_result, load_result, render_result
@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_sequence_of_a_batch_is_fed_its_own_tokens(model: Path) -> None:
-    job = batch_job(str(model), DOCUMENTS, 3, NUM_TOKENS)
+    (job,) = batch_jobs(str(model), DOCUMENTS, [3], NUM_TOKENS)
     whole = load_whole(model, torch.float32)
     fed: list[torch.Tensor] = []
     whole.register_forward_pre_hook(lambda _, args, kwargs: fed.append(kwargs["input_ids"]), with_kwargs=True)
@@ -46,26 +46,37 @@ def test_every_sequence_of_a_batch_is_fed_its_own_tokens(model: Path) -> None:
 
 def test_the_first_sequence_is_answered_as_if_it_were_alone(model: Path) -> None:
     """All resident and with a quarter of the experts, where batches use more experts than there are slots."""
-    job = batch_job(str(model), DOCUMENTS, 4, NUM_TOKENS)
+    alone, job = batch_jobs(str(model), DOCUMENTS, [1, 4], NUM_TOKENS)
+    assert alone == Job(job.prompt, NUM_TOKENS, job.forced)
     place = Place(str(model), "cpu", 1, "", "")
     found = []
-    for memory, one in (("100%", Job(job.prompt, NUM_TOKENS, job.forced)), ("100%", job), ("25%", job)):
+    for memory, one in (("100%", alone), ("100%", job), ("25%", job)):
         with closing(EngineArm("ours", memory).open(place)) as engine:
             found.append(engine.answer(one))
     assert found[0].tokens == found[1].tokens == found[2].tokens
     offloaded = found[2].traffic
     assert offloaded is not None
     assert offloaded.misses > 0
+    assert offloaded.stall_s > 0
     assert sum(offloaded.layer_stall_s) == pytest.approx(offloaded.stall_s)
     assert len(offloaded.layer_stall_s) == 3
 
 
 def test_what_makes_no_batch_is_told(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"batch of 5 needs .* 42 tokens or more, the text has 4"):
-        batch_job(str(model), [*DOCUMENTS, "short"], 5, NUM_TOKENS)
+        batch_jobs(str(model), [*DOCUMENTS, "short"], [1, 5], NUM_TOKENS)
+    with pytest.raises(ConfigError, match="named once, got 2, 2"):
+        batch_jobs(str(model), DOCUMENTS, [2, 2], NUM_TOKENS)
     bare = save_tiny("mixtral", tmp_path / "bare", torch.float32)
     with pytest.raises(ConfigError, match="has no tokenizer"):
-        batch_job(str(bare), DOCUMENTS, 1, NUM_TOKENS)
+        batch_jobs(str(bare), DOCUMENTS, [1], NUM_TOKENS)
+    both = save_tiny("switch_transformers", tmp_path / "both", torch.float32)
+    with pytest.raises(ConfigError, match="is an encoder-decoder"):
+        batch_jobs(str(both), DOCUMENTS, [1], NUM_TOKENS)
+    with pytest.raises(ConfigError, match="named once, got auto, auto"):
+        check_gatings(["auto", "auto"])
+    with pytest.raises(ConfigError, match="'oracle' replays"):
+        check_gatings(["oracle"])
 
 
 def made_up(*points: BatchPoint) -> BatchesResult:
@@ -111,5 +122,6 @@ def test_a_result_is_saved_shown_and_drawn(model: Path, tmp_path: Path) -> None:
     decode_s = four.of("on_demand").rounds[0].answer.decode_s
     assert four.speeds("on_demand")[0] == pytest.approx(4 * (NUM_TOKENS - 1) / decode_s)
     assert four.of("on_demand").rounds[0].answer.tokens == four.of("resident").rounds[0].answer.tokens
+    pytest.importorskip("matplotlib")
     draw_result(result, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000

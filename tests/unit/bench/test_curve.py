@@ -12,7 +12,7 @@ import torch
 
 from pgmoe.bench.arms.engine import EngineArm
 from pgmoe.bench.curve import Curve, measure_curve
-from pgmoe.bench.curves import our_lines, parse_options, peer_lines, twin_lines
+from pgmoe.bench.curves import our_lines, parse_options, peer_lines, twin_line
 from pgmoe.bench.job import Job, Place
 from pgmoe.bench.lines import OurLine
 from pgmoe.bench.random_model import OlmoeShape, save_random_olmoe
@@ -23,6 +23,7 @@ from pgmoe.models.loader import read_plan
 
 SHAPE = OlmoeShape(300, 64, 2, 4, 8, 2, 48)
 EXPERT_BYTES = 3 * 64 * 48 * 2
+TWIN = "pgmoe, on_demand (twin)"
 JOB = Job.random_stream(300, prompt_length=4, num_tokens=12)
 
 
@@ -70,10 +71,16 @@ def test_a_repeated_stream_has_a_sequence_for_each_answer(stream: RoutedStream) 
     assert repeated.steps[3].layers == repeated.steps[0].layers == stream.trace.steps[0].layers
 
 
-def test_a_curve_from_start_to_table(place: Place) -> None:
+def test_a_curve_from_start_to_table(place: Place, tmp_path: Path) -> None:
+    twin = tmp_path / "twin"
+    save_random_olmoe(twin, replace(SHAPE, embedding_spread=0.5), torch.device("cpu"))
+    lru = (("policy", "lru"),)
     curve = Curve(
         name="tiny",
-        lines=(OurLine("pgmoe", (("policy", "lru"), ("gating", "on_demand"))),),
+        lines=(
+            OurLine("pgmoe", (*lru, ("gating", "on_demand"))),
+            twin_line(twin, Path(place.model), "on_demand", lru),
+        ),
         resident=("pgmoe",),
         shares=(50,),
         job=JOB,
@@ -96,8 +103,12 @@ def test_a_curve_from_start_to_table(place: Place) -> None:
         assert measured.answer.traffic is not None
         assert measured.answer.traffic.misses * EXPERT_BYTES >= point.belady_bytes * 11 > 0
     assert [what for what in said if "round" in what] == [
-        f"50%: round {n}: pgmoe, {share}%" for n in (1, 2) for share in (100, 50)
+        f"50%: round {n}: {line}%" for n in (1, 2) for line in ("pgmoe, 100", "pgmoe, 50", f"{TWIN}, 50")
     ]
+    # The twin is another model, fed with the same tokens.
+    with closing(curve.lines[1].at(50, "alone").open(place)) as loaded:
+        assert point.of(TWIN).rounds[0].answer.tokens == loaded.answer(JOB).tokens != expected
+        assert {Path(file).parent for file in loaded.files()} == {twin}
 
 
 def test_an_engine_fits_into_the_memory_that_it_is_said_to_need(place: Place) -> None:
@@ -132,28 +143,18 @@ def test_a_line_for_each_gating_and_options_for_all() -> None:
         parse_options(["policy"])
 
 
-def test_a_twin_is_fed_the_same_tokens_and_has_lines_of_its_own(place: Place, tmp_path: Path) -> None:
-    twin = tmp_path / "twin"
-    save_random_olmoe(twin, replace(SHAPE, embedding_spread=0.5), torch.device("cpu"))
-    (line,) = twin_lines(twin, Path(place.model), ["on_demand"], (("policy", "lru"),))
-    assert line.name == "pgmoe, on_demand (twin)"
-    own, other = OurLine("pgmoe, on_demand", (("gating", "on_demand"),)), line.at(50, "other")
-    answers, files = [], []
-    for arm in (own.at(50, "own"), other):
-        with closing(arm.open(place)) as loaded:
-            answers.append(loaded.answer(JOB))
-            files.append(loaded.files())
-    assert len(answers[0].tokens) == len(answers[1].tokens) == JOB.num_tokens
-    assert answers[0].tokens != answers[1].tokens
-    assert {Path(file).parent for file in files[0]} == {Path(place.model)}
-    assert {Path(file).parent for file in files[1]} == {twin}
+@pytest.mark.parametrize("other", [{"num_experts": 4}, {"expert_width": 32}, {"vocab_size": 200}])
+def test_a_twin_has_the_same_vocabulary_and_as_many_experts_of_the_same_size(
+    other: dict[str, int], place: Place, tmp_path: Path
+) -> None:
+    save_random_olmoe(tmp_path / "other", replace(SHAPE, **other), torch.device("cpu"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"other is no twin of model: it has .*; name a model"):
+        twin_line(tmp_path / "other", Path(place.model), "speculative", ())
 
 
-def test_a_twin_has_as_many_experts_of_the_same_size(place: Place, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    save_random_olmoe(other, replace(SHAPE, num_experts=4), torch.device("cpu"))
-    with pytest.raises(ConfigError, match="other is no twin of model"):
-        twin_lines(other, Path(place.model), ["speculative"], ())
+def test_a_twin_does_not_replay_another_models_routing(place: Place) -> None:
+    with pytest.raises(ConfigError, match="'oracle' replays the routing of model"):
+        twin_line(Path(place.model), Path(place.model), "oracle", ())
 
 
 def test_peers_take_fewer_tokens_where_not_all_is_resident() -> None:

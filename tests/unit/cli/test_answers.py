@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow import parquet
@@ -11,7 +13,7 @@ from typer.testing import CliRunner
 from pgmoe import LLM, SamplingParams
 from pgmoe.cli import answers as answers_command
 from pgmoe.cli.main import app
-from pgmoe.errors import ConfigError, PromptTooLong
+from pgmoe.errors import ConfigError
 from tests.support.checkpoints import save_tiny_chat
 
 PROMPTS = ["Why is the sky blue?", "Hello", "What is 2 + 2?"]
@@ -80,18 +82,46 @@ def test_answers_that_were_cut_short_are_left_out(endless: Path, tmp_path: Path)
     assert not (tmp_path / "out.parquet").exists()
 
 
-def test_a_prompt_that_is_too_long_costs_no_answer_from_before(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def too_long(prompts: list[str]) -> None:
+    prompts.append("Hello " * 5_000)
+
+
+def ctrl_c(prompts: list[str]) -> None:
+    prompts.append("interrupt")
+
+
+@pytest.mark.parametrize(("spoil", "exit_code"), [(too_long, 1), (ctrl_c, 130)])
+def test_what_ends_the_work_costs_no_answer_of_the_groups_before(
+    spoil: Callable[[list[str]], None],
+    exit_code: int,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(answers_command, "GROUP", 1)
+    monkeypatch.setattr(answers_command, "GROUP", 2)
+    generate = LLM.generate
+
+    def interrupted(self: LLM, asked: Any, *args: Any, **kwargs: Any) -> Any:
+        if any("interrupt" in str(prompt) for prompt in asked):
+            raise KeyboardInterrupt
+        return generate(self, asked, *args, **kwargs)
+
+    monkeypatch.setattr(LLM, "generate", interrupted)
+    wanted = list(PROMPTS)
+    spoil(wanted)  # in a group with the last of the others
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out.parquet"
-    prompts.write_text("\n".join([*PROMPTS, "Hello " * 5_000]))
+    prompts.write_text("\n".join(wanted))
     arguments = ["answers", str(model), "--prompts", str(prompts), "-o", str(out), "--device", "cpu"]
     run = CliRunner().invoke(app, [*arguments, "--max-tokens", "40", "--temperature", "0", "--at-once", "1"])
-    assert isinstance(run.exception, PromptTooLong)
-    assert "3 answers written" in run.stderr
-    assert "the last 1 prompts were not answered" in run.stderr
-    assert len(parquet.read_table(out)) == 3
+    assert run.exit_code == exit_code
+    written = parquet.read_table(out).to_pylist()
+    assert [row["messages"][0]["content"] for row in written] == PROMPTS[:2]
+
+
+def test_the_summary_says_what_is_left(tmp_path: Path) -> None:
+    told = answers_command._summary(2, 2, 4, tmp_path)
+    assert "only the first 2 of 4 prompts were answered" in told
+    assert answers_command._summary(3, 4, 4, tmp_path).endswith("1 cut short left out")
 
 
 def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:

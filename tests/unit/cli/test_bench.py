@@ -30,6 +30,7 @@ def test_every_benchmark_has_a_command() -> None:
     assert isinstance(bench, TyperGroup)
     arms = {"default-model", "olmoe-like", "small-moe", "gpu", "compare"}
     assert set(bench.commands) == arms | {
+        "batches",
         "curve",
         "guesses",
         "prefetch",

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from pgmoe.cli.main import app
 from pgmoe.errors import PgmoeError
 from tests.conftest import TinyCheckpoints
+from tests.support.packs import packed
 from tests.unit.simulation.conftest import random_trace
 
 
@@ -43,6 +44,24 @@ def test_an_option_that_no_engine_takes(
 ) -> None:
     model = str(tiny("olmoe", torch.bfloat16))
     assert re.search(fault, told(tmp_path, command, model, *option, "--out", str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["--twin-gating", "speculative"], "name one with --twin"),
+        (["--twin", "OTHER", "--pack", "PACK"], "give it without --twin"),
+        (["--twin", "OTHER", "--twin-gating", "typo"], "gating 'typo' is unknown"),
+        (["--twin", "BARE"], "is no twin of"),
+    ],
+)
+def test_a_twin_that_is_none(tiny: TinyCheckpoints, tmp_path: Path, options: list[str], fault: str) -> None:
+    model, bare = str(tiny("olmoe", torch.bfloat16)), str(tiny("mixtral", torch.bfloat16))
+    pack = tmp_path / "pack"
+    if "PACK" in options:
+        packed(Path(model), pack)
+    named = {"OTHER": model, "BARE": bare, "PACK": str(pack)}
+    assert fault in told(tmp_path, "prefetch", model, *(named.get(option, option) for option in options))
 
 
 def test_a_rate_without_its_second(tiny: TinyCheckpoints, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_the_same_plan_goes_on_in_its_folder(data: Path, tmp_path: Path) -> None
 
 def test_models_of_an_unknown_plan_are_not_taken_for_ours(data: Path, tmp_path: Path) -> None:
     (tmp_path / "work" / "equal").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="not what they were made of"):
+    with pytest.raises(ConfigError, match="holds equal of an unknown plan; remove"):
         note(tmp_path / "work", data, Budget(steps=3))
 
 
