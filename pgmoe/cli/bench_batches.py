@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pgmoe.cli.bench_memory import EngineOption, GatingNames, Link
 from pgmoe.cli.bench_models import ModelKind, checkpoint_of
-from pgmoe.cli.bench_options import RESULTS, Out, Rounds, Threads, link_options, make_place, read_documents
+from pgmoe.cli.bench_options import (
+    RESULTS,
+    Documents,
+    Out,
+    Rounds,
+    Threads,
+    link_options,
+    make_place,
+    read_documents,
+)
 from pgmoe.cli.console import steps_bar
 
 Batch = Annotated[list[int], typer.Option(min=1, help="Sequences in a pass; may be repeated.")]
@@ -18,7 +26,7 @@ Share = Annotated[float, typer.Option(min=0.1, max=100, help="Per cent of the ex
 
 def batches(
     model: ModelKind,
-    text: Annotated[Path, typer.Argument(help="UTF-8, a document a line.")],
+    text: Documents,
     batch: Batch = [1, 4, 16, 64],  # noqa: B006
     share: Share = 25.0,
     gating: GatingNames = ["on_demand", "auto"],  # noqa: B006

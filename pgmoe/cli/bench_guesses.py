@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from pgmoe.cli.bench_models import ModelKind, checkpoint_of
-from pgmoe.cli.bench_options import RESULTS, Out, Threads, make_place, read_documents
+from pgmoe.cli.bench_options import RESULTS, Documents, Out, Threads, make_place, read_documents
 from pgmoe.cli.console import steps_bar
 
 
 def guesses(
     model: ModelKind,
-    text: Annotated[Path, typer.Argument(help="UTF-8, a document a line.")],
+    text: Documents,
     distance: Annotated[
         list[int], typer.Option(min=1, help="Layers ahead that a router is asked; may be repeated.")
     ] = [1, 2, 3],  # noqa: B006

@@ -30,6 +30,9 @@ def _usable(out: Path) -> Path:
 
 Out = Annotated[Path, typer.Option(help="Folder for the result file.", callback=_usable)]
 Folder = Annotated[Path | None, typer.Option(help="Folder of the checkpoint; it is made there if missing.")]
+Documents = Annotated[
+    Path, typer.Argument(help="UTF-8, a document a line; or a Parquet file with a column `text`.")
+]
 RESULTS = Path("benchmarks/results")
 
 
@@ -47,14 +50,21 @@ def link_options(emulate: str | None) -> tuple[tuple[str, str | int], ...]:
 
 
 def read_documents(text: Path) -> list[str]:
-    """A document a line. Raises ConfigError for a file that cannot be read or has none."""
+    """See `Documents`. Raises ConfigError for a file that cannot be read or has none."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
     try:
-        lines = [line for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        if text.suffix == ".parquet":
+            found = parquet.read_table(text, columns=["text"])["text"].to_pylist()
+        else:
+            found = text.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError, KeyError, pa.ArrowException) as error:
         raise ConfigError(f"cannot read the text {text}: {error}") from error
-    if not lines:
-        raise ConfigError(f"{text} is empty; give a document a line")
-    return lines
+    documents = [document for document in found if document and document.strip()]
+    if not documents:
+        raise ConfigError(f"{text} is empty; give a document a line, or rows with a column `text`")
+    return documents
 
 
 def make_random(folder: Path, shape: OlmoeShape, device: str) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from typer.testing import CliRunner
 
 from pgmoe.bench.arms.clock import TokenClock
@@ -108,8 +110,8 @@ def test_speeds_are_of_all_sequences_and_ratios_of_one_batch_size() -> None:
 
 
 def test_a_result_is_saved_shown_and_drawn(model: Path, tmp_path: Path) -> None:
-    text, out = tmp_path / "text.txt", tmp_path / "results"
-    text.write_text("\n".join(DOCUMENTS))
+    text, out = tmp_path / "text.parquet", tmp_path / "results"
+    parquet.write_table(pa.table({"text": [*DOCUMENTS, None, ""], "source": ["made up"] * 6}), text)
     command = ["bench", "batches", str(model), str(text), "--batch", "4", "--gating", "on_demand"]
     options = ["--rounds", "1", "--tokens", str(NUM_TOKENS), "--out", str(out)]
     run = CliRunner().invoke(app, command + options)

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from typer.testing import CliRunner
 
 from pgmoe.bench.guesses import measure_guesses
@@ -80,6 +82,11 @@ def test_what_cannot_be_measured_is_told(model: Path, tmp_path: Path) -> None:
     twin = pregate(str(model), tmp_path / "twin").folder
     with pytest.raises(ConfigError, match="name a conventional twin"):
         measure(twin)
+    parquet.write_table(pa.table({"prompt": ["no text"]}), tmp_path / "other.parquet")
+    with pytest.raises(ConfigError, match="cannot read the text"):
+        CliRunner().invoke(
+            app, ["bench", "guesses", str(model), str(tmp_path / "other.parquet")], catch_exceptions=False
+        )
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ConfigError, match="is empty; give a document a line"):
         CliRunner().invoke(
