@@ -21,6 +21,7 @@ _SPARSE_STEP = 2
 """Without dense layers between, transformers computes no load-balance loss."""
 _HEAD_WIDTH = 64
 _BYTES_A_WEIGHT = 4
+_EMBEDDING_SPREAD = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ def switch_config(size: SwitchSize, tokenizer: PreTrainedTokenizerFast) -> Switc
         router_jitter_noise=0.0,
         router_aux_loss_coef=0.01,  # the Switch paper's
         dropout_rate=0.0,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,  # as in T5 1.1: a tied head is scaled down, and Adam's steps with it
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.pad_token_id,
@@ -88,7 +89,13 @@ def save_switch_model(
 
 @torch.no_grad()
 def _mend(model: nn.Module) -> None:
-    """transformers draws routers so wide that softmax is all or nothing, and wo as if d_ff were d_model."""
+    """Draw anew what transformers draws for Adafactor, whose steps grow with the weights; Adam's do not.
+
+    Embeddings of standard deviation 1 would stay as they are drawn, and so would a head as wide; routers make
+    softmax all or nothing; wo is drawn as if d_ff were d_model.
+    """
     for name, weight in model.named_parameters():
-        if name.endswith("router.classifier.weight") or ".experts." in name:
+        if name == "shared.weight":
+            nn.init.normal_(weight, std=_EMBEDDING_SPREAD)
+        elif name.endswith("router.classifier.weight") or ".experts." in name or name == "lm_head.weight":
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)

@@ -24,7 +24,7 @@ from recipes import extractive
 from recipes.table2_folder import Experiment
 from recipes.table2_plan import Plan
 from recipes.table2_result import result_of
-from recipes.table2_run import prepare, pretrain
+from recipes.table2_run import prepare, pretrain, train_together
 from recipes.table2_work import WORK, work, work_together
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
@@ -43,6 +43,7 @@ def run(
     start: Annotated[Start, typer.Option(help="Where new gates start from.")] = _DEFAULTS.start,
     compare_starts: Annotated[bool, typer.Option(help="Also run every start, at level 1.")] = False,
     pretrain_steps: Annotated[int, typer.Option(min=1)] = _DEFAULTS.pretraining.steps,
+    multi_task_steps: Annotated[int, typer.Option(min=1)] = _DEFAULTS.multi_task.steps,
     device: Annotated[Device, typer.Option(help="auto: an accelerator if there is one.")] = _DEFAULTS.device,
 ) -> None:
     """Do what is not done yet; the same command goes on with an interrupted experiment."""
@@ -54,6 +55,7 @@ def run(
         start=start,
         compare_starts_on=extractive.NAME if compare_starts else None,
         pretraining=replace(_DEFAULTS.pretraining, steps=pretrain_steps),
+        multi_task=replace(_DEFAULTS.multi_task, steps=multi_task_steps),
         device=device,
     )
     with _told_errors():
@@ -67,6 +69,9 @@ def carry_out_all(plan: Plan, experiment: Experiment, num_workers: int = 1) -> Q
     if not experiment.pretrained.exists():
         with training_bar("pre-training") as progress:
             pretrain(plan, experiment, progress)
+    if not experiment.multi_task.exists():
+        with training_bar("all tasks together") as progress:
+            train_together(plan, experiment, progress)
     if num_workers > 1:
         work_together(plan, experiment, num_workers)
     else:

@@ -30,6 +30,7 @@ class Experiment:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.fresh, self.pretrained = folder / "fresh", folder / "pretrained"
+        self.multi_task = folder / "multi-task"
         self._scores = folder / "scores.jsonl"
 
     def data(self, task: str, part: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import pyarrow.parquet as pq
 
@@ -62,11 +63,15 @@ def _estimate(values: Sequence[float]) -> Estimate:
 
 
 def _conditions(plan: Plan, experiment: Experiment) -> dict[str, str]:
-    training = pq.read_table(experiment.pretrained / TABLE).to_pylist()[-1]
-    num_tokens = f"{training['tokens'] / 1e6:.1f} M tokens"
     conditions = {
         "model": f"Switch Transformer, {plan.size.words()}; conventional from its first step on",
-        "pre-training": f"{plan.pretraining.words()}, {num_tokens} of span corruption",
+        "pre-training": (
+            f"{plan.pretraining.words()}, {_num_tokens(experiment.pretrained)} of span corruption"
+        ),
+        "before the runs": (
+            f"{plan.multi_task.words()}, {_num_tokens(experiment.multi_task)}, of all tasks together; "
+            "conventional, too"
+        ),
     }
     for task in plan.tasks:
         num_train, num_test = (_num_rows(experiment, task.name, part) for part in (TRAIN, TEST))
@@ -83,6 +88,10 @@ def _conditions(plan: Plan, experiment: Experiment) -> dict[str, str]:
     conditions["pre-gating"] = f"of the {plan.scope}; new gates start as `{plan.start}` of `pgmoe pregate`"
     conditions["data"] = "texts and questions that `make data` writes, see recipes/README.md"
     return conditions
+
+
+def _num_tokens(trained: Path) -> str:
+    return f"{pq.read_table(trained / TABLE).to_pylist()[-1]['tokens'] / 1e6:.1f} M tokens"
 
 
 def _num_rows(experiment: Experiment, task: str, part: str) -> int:

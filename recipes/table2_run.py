@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -50,10 +50,17 @@ def prepare(plan: Plan, experiment: Experiment) -> None:
 def pretrain(plan: Plan, experiment: Experiment, progress: Progress | None = None) -> None:
     """Train the conventional model on span corruption, unless that is done; goes on where it was."""
     if not experiment.pretrained.exists():
-        config = _training(
-            plan, experiment, UNTUNED, plan.pretraining, experiment.fresh, experiment.pretrained
+        data = [experiment.data(UNTUNED, TRAIN)]
+        finetune(_training(plan, data, plan.pretraining, experiment.fresh, experiment.pretrained), progress)
+
+
+def train_together(plan: Plan, experiment: Experiment, progress: Progress | None = None) -> None:
+    """Train what was pre-trained on all tasks, unless that is done; goes on where it was."""
+    if not experiment.multi_task.exists():
+        data = [experiment.data(task.name, TRAIN) for task in plan.tasks]
+        finetune(
+            _training(plan, data, plan.multi_task, experiment.pretrained, experiment.multi_task), progress
         )
-        finetune(config, progress)
 
 
 def carry_out(run: Run, plan: Plan, experiment: Experiment) -> QualityRun:
@@ -65,7 +72,7 @@ def carry_out(run: Run, plan: Plan, experiment: Experiment) -> QualityRun:
     with _one_thread(), quiet():
         if not start.exists():
             pregate(
-                str(experiment.pretrained),
+                str(experiment.pretrained if run.task == UNTUNED else experiment.multi_task),
                 start,
                 level=run.level,
                 scope=plan.scope,
@@ -73,8 +80,8 @@ def carry_out(run: Run, plan: Plan, experiment: Experiment) -> QualityRun:
                 seed=run.seed,
             )
         if run.task != UNTUNED and not tuned.exists():
-            budget = plan.task(run.task).budget
-            finetune(_training(plan, experiment, run.task, budget, start, tuned, run.seed))
+            data, budget = [experiment.data(run.task, TRAIN)], plan.task(run.task).budget
+            finetune(_training(plan, data, budget, start, tuned, run.seed))
         scores = _scores(run, plan, experiment, start if run.task == UNTUNED else tuned)
     row = QualityRun(**asdict(run), name=run.name, scores=scores, seconds=time.monotonic() - started)
     experiment.add(row)
@@ -83,11 +90,11 @@ def carry_out(run: Run, plan: Plan, experiment: Experiment) -> QualityRun:
 
 
 def _training(
-    plan: Plan, experiment: Experiment, task: str, budget: Budget, model: Path, out: Path, seed: int = 0
+    plan: Plan, data: Sequence[Path], budget: Budget, model: Path, out: Path, seed: int = 0
 ) -> FinetuneConfig:
     return FinetuneConfig(
         model=str(model),
-        data=(experiment.data(task, TRAIN),),
+        data=tuple(data),
         out=out,
         length=budget.max_tokens,
         batch_size=budget.batch_size,
@@ -97,7 +104,7 @@ def _training(
         schedule="cosine",
         precision=plan.precision,
         device=plan.device,
-        checkpoint_steps=_CHECKPOINT_STEPS if task == UNTUNED else budget.steps,
+        checkpoint_steps=min(_CHECKPOINT_STEPS, budget.steps),
         seed=seed,
     )
 

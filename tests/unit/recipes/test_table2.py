@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pyarrow import parquet
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
@@ -29,6 +30,7 @@ from recipes.tokenizer import save_tokenizer
 
 TINY = SwitchSize(d_model=16, d_ff=16, num_experts=2)
 BUDGET = Budget(steps=2, batch_size=4, learning_rate=1e-3, max_tokens=48)
+LEVELS = (0, 1, 3)
 TASKS = (
     TaskPlan(name="closed_book", budget=BUDGET, max_answer_tokens=3),
     TaskPlan(name="summary", budget=BUDGET, max_answer_tokens=3, metrics=SUMMARY_METRICS),
@@ -47,7 +49,8 @@ def data(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def plan(data: Path) -> Plan:
-    return Plan(data=data, size=TINY, pretraining=BUDGET, tasks=TASKS, seeds=(0, 1), precision="fp32")
+    budgets = {"pretraining": BUDGET, "multi_task": replace(BUDGET, steps=3)}
+    return Plan(data=data, size=TINY, tasks=TASKS, levels=LEVELS, seeds=(0, 1), precision="fp32", **budgets)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +67,12 @@ def test_every_task_level_and_seed_gets_a_row_and_models_are_removed(
     assert {(row.task, row.level, row.seed) for row in rows.values()} == {
         (task, level, seed)
         for task, seeds in ((UNTUNED, (0,)), ("closed_book", (0, 1)), ("summary", (0, 1)))
-        for level in (0, 1, 2, 3)
+        for level in LEVELS
         for seed in seeds
     }
     assert list(rows) == [run.name for run in plan.runs()]
     assert not list((experiment.folder / "runs").iterdir())
-    assert {"exact_match", "f1", "loss"} == set(rows["closed_book-level2-next-seed1"].scores)
+    assert {"exact_match", "f1", "loss"} == set(rows["closed_book-level3-next-seed1"].scores)
     assert rows["summary-level0-seed0"].scores["loss"] > 0
 
 
@@ -79,7 +82,7 @@ def test_an_interrupted_experiment_goes_on_without_repeating_runs(
     rows = list(experiment.rows().values())
     half = Experiment(tmp_path / "half")
     half.folder.mkdir()
-    for name in ("fresh", "pretrained", "data"):
+    for name in ("fresh", "pretrained", "multi-task", "data"):
         (half.folder / name).symlink_to(experiment.folder / name)
     short = replace(plan, tasks=TASKS[:1], seeds=(0,), levels=(0, 1))
     marked = [replace(row, seconds=-1.0) for row in rows if row.level == 0]
@@ -100,7 +103,7 @@ def test_a_row_is_kept_before_its_models_are_removed(
 ) -> None:
     shared = Experiment(tmp_path / "shared")
     shared.folder.mkdir()
-    for name in ("fresh", "pretrained", "data"):
+    for name in ("fresh", "pretrained", "multi-task", "data"):
         (shared.folder / name).symlink_to(experiment.folder / name)
 
     def full(row: QualityRun) -> None:
@@ -126,6 +129,15 @@ def test_level_0_starts_from_a_plain_copy(experiment: Experiment, tmp_path: Path
         assert (copy / name).read_bytes() == (experiment.pretrained / name).read_bytes()
 
 
+def test_runs_start_from_what_was_trained_on_all_tasks(plan: Plan, experiment: Experiment) -> None:
+    log = parquet.read_table(experiment.multi_task / "training.parquet")
+    assert len(log) == 3
+    assert (experiment.multi_task / "model.safetensors").read_bytes() != (
+        experiment.pretrained / "model.safetensors"
+    ).read_bytes()
+    assert "all tasks together" in carry_out_all(plan, experiment).conditions["before the runs"]
+
+
 def test_a_claimed_run_is_left_to_whoever_has_it(plan: Plan, experiment: Experiment, tmp_path: Path) -> None:
     other = Experiment(tmp_path)
     with other.claim("a") as first, other.claim("a") as second, other.claim("b") as third:
@@ -138,7 +150,7 @@ def test_a_claimed_run_is_left_to_whoever_has_it(plan: Plan, experiment: Experim
 def test_processes_share_the_runs(plan: Plan, experiment: Experiment, tmp_path: Path) -> None:
     shared = Experiment(tmp_path / "shared")
     shared.folder.mkdir()
-    for name in ("fresh", "pretrained", "data"):
+    for name in ("fresh", "pretrained", "multi-task", "data"):
         (shared.folder / name).symlink_to(experiment.folder / name)
     short = replace(plan, tasks=TASKS[:1], seeds=(0,), levels=(0, 1))
     carry_out_all(short, shared, num_workers=2)
@@ -170,7 +182,7 @@ def test_the_table_has_levels_gains_and_the_papers_figures(
     assert path.name.startswith("quality-switch-")
     assert load_result(path) == result
     shown = CliRunner().invoke(app, ["show", str(path)]).stdout
-    header = "| task | metric | conventional | level 1 | level 2 | level 3 | level 1 less conventional | "
+    header = "| task | metric | conventional | level 1 | level 3 | level 1 less conventional | "
     assert header + "the paper's Base-8 |" in shown
     assert "CB-WebQA EM: 26.0, 28.2" in shown
     assert "1 on span_corruption" not in shown
