@@ -113,7 +113,7 @@ data: $(VENV)/.run ## Fetch the texts and write the training data (build/data).
 
 # --- quality
 
-quality-switch: $(VENV)/.dev data ## The paper's Table II and Figure 13 at small scale, some two hours; goes on if interrupted.
+quality-switch: $(VENV)/.dev data ## The paper's Table II and Figure 13 at small scale, some three hours; goes on if interrupted.
 	result=$$($(BIN)/python -m recipes.table2 run --compare-starts --workers 2) && \
 	  $(BIN)/python -m recipes.table2 show "$$result" && $(BIN)/python -m recipes.table2 plot "$$result"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pgmoe.bench.arms.engine import EngineArm
 from pgmoe.bench.batches_result import RESIDENT, BatchesResult, BatchPoint
-from pgmoe.bench.compare import Progress, check_length, compare
+from pgmoe.bench.compare import Progress, check_distinct, check_length, compare, part
 from pgmoe.bench.curves import ORACLE, Options
 from pgmoe.bench.job import Job, Place
 from pgmoe.bench.machine import describe_machine
@@ -44,16 +44,14 @@ class BatchPlan:
 
 def measure_batches(wanted: BatchPlan, place: Place, num_rounds: int, progress: Progress) -> BatchesResult:
     """Measure. Takes minutes. Raises PgmoeError if an arm fails, ConfigError for what cannot be measured."""
+    for job in wanted.jobs:
+        check_length(job)
     arms = _arms(wanted)
     machine = describe_machine(weight_files(place.model))
     commit = current_commit()  # before: files may change while it runs
     points = []
     for number, (batch, job) in enumerate(zip(wanted.batches, wanted.jobs, strict=True)):
-        check_length(job)
-
-        def tell(what: str, done: int, total: int, number: int = number, batch: int = batch) -> None:
-            progress(f"batch {batch}: {what}", number * total + done, len(wanted.batches) * total)
-
+        tell = part(progress, f"batch {batch}", number, len(wanted.batches))
         points.append(BatchPoint(batch, compare(arms, place, job, num_rounds, tell)))
     return BatchesResult(
         name=wanted.name,
@@ -74,8 +72,7 @@ def batch_jobs(
     Raises ConfigError for a model that encodes and decodes or has no tokenizer, for a batch size that is
     named twice, and if there are too few documents.
     """
-    if len(set(batches)) < len(batches):
-        raise ConfigError(f"every batch size can be named once, got {', '.join(map(str, batches))}")
+    check_distinct("batch size", batches)
     if read_plan(model).config.is_encoder_decoder:
         raise ConfigError(f"{model} is an encoder-decoder model; batches are measured of decoders")
     tokenizer = load_tokenizer(Path(model))
@@ -96,8 +93,7 @@ def batch_jobs(
 
 def check_gatings(gatings: Sequence[str]) -> None:
     """Raise ConfigError if one is named twice, or replays a trace, which is of single sequences."""
-    if len(set(gatings)) < len(gatings):
-        raise ConfigError(f"every gating can be named once, got {', '.join(gatings)}")
+    check_distinct("gating", gatings)
     if ORACLE in gatings:
         raise ConfigError(f"gating {ORACLE!r} replays the routing of a single sequence; choose another")
 

@@ -23,6 +23,21 @@ def check_length(job: Job) -> None:
         raise ConfigError(f"tokens must be more than {WARM_UP_TOKENS}, got {job.num_tokens}")
 
 
+def check_distinct(what: str, names: Sequence[object]) -> None:
+    """Raise ConfigError if one is named twice; `what` one of them is."""
+    if len(set(names)) < len(names):
+        raise ConfigError(f"every {what} can be named once, got {', '.join(map(str, names))}")
+
+
+def part(progress: Progress, name: str, number: int, count: int) -> Progress:
+    """For one of `count` parts of equal length, the so many-th from 0: tells of the whole."""
+
+    def tell(what: str, done: int, total: int) -> None:
+        progress(f"{name}: {what}", number * total + done, count * total)
+
+    return tell
+
+
 @dataclass(frozen=True)
 class Series:
     """All that was measured of one arm."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pgmoe.bench.arms.base import Arm
-from pgmoe.bench.compare import WARM_UP_TOKENS, Progress, Series, check_length, compare
+from pgmoe.bench.compare import WARM_UP_TOKENS, Progress, Series, check_length, compare, part
 from pgmoe.bench.curve_result import CurvePoint, CurveResult
 from pgmoe.bench.disk_rate import own_rate
 from pgmoe.bench.job import Job, Place
@@ -54,10 +54,7 @@ def measure_curve(curve: Curve, place: Place, num_rounds: int, progress: Progres
         stream.repeated([WARM_UP_TOKENS, *[curve.job.num_tokens] * num_rounds]).save(curve.trace)
     points = []
     for number, share in enumerate(curve.shares):
-
-        def tell(what: str, done: int, total: int, number: int = number, share: float = share) -> None:
-            progress(f"{share:g}%: {what}", number * total + done, len(curve.shares) * total)
-
+        tell = part(progress, f"{share:g}%", number, len(curve.shares))
         points.append(_Block(curve, share, plan, stream).measure(place, num_rounds, tell))
     return CurveResult(
         name=curve.name,

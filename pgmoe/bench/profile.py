@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pgmoe.bench.arms.engine import EngineArm
 from pgmoe.bench.arms.profiled import ProfiledArm
-from pgmoe.bench.compare import Progress, check_length, compare
+from pgmoe.bench.compare import Progress, check_distinct, check_length, compare
 from pgmoe.bench.curves import Options
 from pgmoe.bench.disk_rate import own_rate
 from pgmoe.bench.job import Job, Place
@@ -17,7 +16,6 @@ from pgmoe.bench.profile_result import ProfiledSeries, ProfileResult
 from pgmoe.bench.result import current_commit, now
 from pgmoe.bench.routed_stream import record_stream
 from pgmoe.bench.share import slots_at
-from pgmoe.errors import ConfigError
 from pgmoe.models.loader import read_plan
 
 
@@ -79,13 +77,8 @@ def _arms(wanted: ProfilePlan) -> list[tuple[float, EngineArm]]:
             name = "100%" if share == 100 else f"{share:g}%, {gating}"
             options = (*wanted.options, ("gating", gating))
             arms.append((share, EngineArm(name, f"{share:g}%", options=options)))
-    _check_names([arm.name for _, arm in arms])
+    check_distinct("share and gating", [arm.name for _, arm in arms])
     return arms
-
-
-def _check_names(names: Sequence[str]) -> None:
-    if len(set(names)) < len(names):
-        raise ConfigError(f"every share and gating can be named once, got {', '.join(names)}")
 
 
 def _conditions(wanted: ProfilePlan, place: Place, num_rounds: int) -> dict[str, str]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pgmoe.bench.benchmarks import Benchmark
-from pgmoe.bench.compare import WARM_UP_TOKENS, Progress, compare
+from pgmoe.bench.compare import Progress, check_distinct, check_length, compare
 from pgmoe.bench.job import Place
 from pgmoe.bench.machine import describe_machine
 from pgmoe.bench.page_cache import weight_files
 from pgmoe.bench.result import Result, current_commit, now
-from pgmoe.errors import ConfigError
 from pgmoe.models.checkpoint import Checkpoint
 from pgmoe.models.tokenizer import load_tokenizer
 
@@ -34,11 +33,8 @@ def run_benchmark(benchmark: Benchmark, place: Place, num_rounds: int, progress:
 
 
 def _check(benchmark: Benchmark) -> None:
-    names = [arm.name for arm in benchmark.arms]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"every arm can be named once, got {', '.join(names)}")
-    if benchmark.job.num_tokens <= WARM_UP_TOKENS:
-        raise ConfigError(f"tokens must be more than {WARM_UP_TOKENS}, got {benchmark.job.num_tokens}")
+    check_distinct("arm", [arm.name for arm in benchmark.arms])
+    check_length(benchmark.job)
 
 
 def _conditions(benchmark: Benchmark, place: Place, num_rounds: int) -> dict[str, str]:

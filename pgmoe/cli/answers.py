@@ -57,7 +57,8 @@ def answers(
     answered: list[list[Row]] = []
     try:
         with llm:
-            answered.extend(_answer_all(llm, texts, params, GROUP * at_once, raw=raw))
+            for group in _answer_all(llm, texts, params, GROUP * at_once, raw=raw):
+                answered.append(group)
     finally:  # a prompt that is too long, or Ctrl-C, costs no answer of the groups before
         if rows := [row for group in answered for row in group]:
             _write(rows, out, chats=chats)

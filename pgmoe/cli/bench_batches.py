@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pgmoe.cli.bench_memory import EngineOption, GatingNames, Link
-from pgmoe.cli.bench_models import ModelKind, checkpoint_of
+from pgmoe.cli.bench_models import ModelKind, checkpoint_of, result_name
 from pgmoe.cli.bench_options import (
     RESULTS,
     Documents,
@@ -46,9 +46,8 @@ def batches(
     check_gatings(gating)
     check_options(options, gating)
     documents, folder = read_documents(text), checkpoint_of(model)
-    suffix = "" if emulate is None else f"-{emulate.replace('/', '')}"
     wanted = BatchPlan(
-        name=f"batches-{folder.name if '/' in model else model}{suffix}",
+        name=result_name("batches", model, folder, emulate),
         batches=tuple(batch),
         share=share,
         gatings=tuple(gating),

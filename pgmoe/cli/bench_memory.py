@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgmoe.cli.bench_models import ModelKind, checkpoint_of, workload_of
+from pgmoe.cli.bench_models import ModelKind, checkpoint_of, result_name, workload_of
 from pgmoe.cli.bench_options import RESULTS, Out, Threads, link_options, make_place, scratch_folder
 from pgmoe.cli.console import steps_bar
 from pgmoe.errors import ConfigError
@@ -149,10 +149,9 @@ def _curve(
     own = parse_options(options) + pack_options(pack) + link_options(emulate)
     check_options(own, gatings)
     trace = scratch_folder() / "curve-trace.parquet"
-    suffix = f"-{emulate.replace('/', '')}" if emulate is not None else "-pack" if pack is not None else ""
     job, workload = workload_of(model, folder, num_tokens)
     return Curve(
-        name=f"{what}-{folder.name if '/' in model else model}{suffix}",
+        name=result_name(what, model, folder, emulate) + ("-pack" if pack is not None else ""),
         lines=our_lines(gatings, own, trace),
         resident=("pgmoe",),
         shares=tuple(shares),

@@ -55,6 +55,12 @@ def checkpoint_of(model: str) -> Path:
     return resolve_folder(model)
 
 
+def result_name(what: str, model: str, folder: Path, emulate: str | None = None) -> str:
+    """Of a benchmark's result: what was measured, of which model, over which emulated link if any."""
+    link = "" if emulate is None else f"-{emulate.replace('/', '')}"
+    return f"{what}-{folder.name if '/' in model else model}{link}"
+
+
 def workload_of(model: str, folder: Path, num_tokens: int) -> tuple[Job, str]:
     """The tokens for a model of this kind, and both in words."""
     from pgmoe.bench import benchmarks

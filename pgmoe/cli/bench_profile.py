@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pgmoe.cli.bench_memory import EngineOption, OurTokens, Pack, Share
-from pgmoe.cli.bench_models import ModelKind, checkpoint_of, workload_of
+from pgmoe.cli.bench_models import ModelKind, checkpoint_of, result_name, workload_of
 from pgmoe.cli.bench_options import RESULTS, Out, Rounds, Threads, make_place
 from pgmoe.cli.console import steps_bar
 
@@ -35,7 +35,7 @@ def profile(
     folder = checkpoint_of(model)
     job, workload = workload_of(model, folder, tokens)
     wanted = ProfilePlan(
-        name=f"profile-{folder.name if '/' in model else model}{'-pack' if pack is not None else ''}",
+        name=result_name("profile", model, folder) + ("-pack" if pack is not None else ""),
         shares=tuple(share),
         gatings=tuple(gating),
         options=options,
