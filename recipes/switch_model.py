@@ -21,16 +21,16 @@ _SPARSE_STEP = 2
 """Without dense layers between, transformers computes no load-balance loss."""
 _HEAD_WIDTH = 64
 _BYTES_A_WEIGHT = 4
-_EMBEDDING_SPREAD = 0.05
+_BRANCH_SHARE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
 class SwitchSize:
     """Encoder and decoder are equally deep: transformers' `generate` fails for a deeper decoder."""
 
-    d_model: int = 192
+    d_model: int = 128
     """Divided into heads of 64, one at least."""
-    d_ff: int = 512
+    d_ff: int = 256
     """Width of an expert, and of the dense layers between."""
     num_blocks: int = 4
     """MoE blocks of each stack; the highest level is one less."""
@@ -91,11 +91,15 @@ def save_switch_model(
 def _mend(model: nn.Module) -> None:
     """Draw anew what transformers draws for Adafactor, whose steps grow with the weights; Adam's do not.
 
-    Embeddings of standard deviation 1 would stay as they are drawn, and so would a head as wide; routers make
-    softmax all or nothing; wo is drawn as if d_ff were d_model.
+    T5 has its scale of attention in the query weights, which Adam's steps would soon outgrow: it is shared
+    with the keys. What a layer adds is drawn so small that a token is not lost in the mean of all. Routers
+    would make softmax all or nothing; wo is drawn as if d_ff were d_model.
     """
     for name, weight in model.named_parameters():
-        if name == "shared.weight":
-            nn.init.normal_(weight, std=_EMBEDDING_SPREAD)
-        elif name.endswith("router.classifier.weight") or ".experts." in name or name == "lm_head.weight":
-            nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+        spread = weight.shape[-1] ** -0.5
+        if name.endswith(("Attention.q.weight", "Attention.k.weight")):
+            nn.init.normal_(weight, std=spread * _HEAD_WIDTH**-0.25)
+        elif name.endswith(("Attention.o.weight", "wo.weight")):
+            nn.init.normal_(weight, std=spread * _BRANCH_SHARE)
+        elif name.endswith(("router.classifier.weight", "wi.weight")) or name == "lm_head.weight":
+            nn.init.normal_(weight, std=spread)

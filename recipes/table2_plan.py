@@ -80,17 +80,17 @@ def _tasks() -> tuple[TaskPlan, ...]:
     return (
         TaskPlan(
             name=closed_book.NAME,
-            budget=Budget(steps=180, batch_size=128, learning_rate=1e-3, max_tokens=32),
+            budget=Budget(steps=150, batch_size=128, learning_rate=1e-3, max_tokens=32),
             max_answer_tokens=10,
         ),
         TaskPlan(
             name=extractive.NAME,
-            budget=Budget(steps=130, batch_size=64, learning_rate=1e-3, max_tokens=96),
+            budget=Budget(steps=80, batch_size=64, learning_rate=1e-3, max_tokens=96),
             max_answer_tokens=24,
         ),
         TaskPlan(
             name=summary.NAME,
-            budget=Budget(steps=110, batch_size=64, learning_rate=1e-3, max_tokens=96),
+            budget=Budget(steps=80, batch_size=64, learning_rate=1e-3, max_tokens=96),
             max_answer_tokens=32,
             metrics=SUMMARY_METRICS,
         ),
@@ -104,8 +104,8 @@ class Plan:
     data: Path
     """Folder that `make data` writes."""
     size: SwitchSize = field(default_factory=SwitchSize)
-    pretraining: Budget = Budget(steps=3_000, batch_size=64, learning_rate=2e-3, max_tokens=96)
-    multi_task: Budget = Budget(steps=800, batch_size=96, learning_rate=1e-3, max_tokens=96)
+    pretraining: Budget = Budget(steps=1_200, batch_size=64, learning_rate=1e-3, max_tokens=96)
+    multi_task: Budget = Budget(steps=1_500, batch_size=64, learning_rate=1e-3, max_tokens=96)
     """Of all tasks together, as T5 mixes them into its pre-training; conventional, and once for all runs. So
     few tokens of pre-training leave a model that a short fine-tuning does not lift off the floor."""
     tasks: tuple[TaskPlan, ...] = field(default_factory=_tasks)
