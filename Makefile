@@ -71,8 +71,11 @@ run: $(VENV)/.run ## Serve config.yaml over HTTP and gRPC; builds the default mo
 
 # --- checks
 
+# Tests wait and start processes as much as they compute: each of some processes has one thread.
+SUITE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
+
 test: $(VENV)/.dev ## Run the test suite.
-	$(BIN)/python -m pytest
+	$(SUITE)
 
 test-long: $(VENV)/.dev ## Tests that draw many more examples than the suite does; about 15 minutes.
 	$(BIN)/python -m pytest -m long
@@ -82,7 +85,7 @@ check: $(VENV)/.dev ## All that CI runs: format, lint, types, import rules, test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(SUITE)
 
 format: $(VENV)/.dev ## Format the code and mend what ruff can mend.
 	$(BIN)/ruff format .

@@ -14,6 +14,15 @@ from tests.support.quantised import save_kind
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Several processes may share the suite: a file's tests stay together, and those that share a server."""
+    for item in items:
+        folder = item.path.parent
+        item.add_marker(pytest.mark.xdist_group(str(folder if folder.name == "serve" else item.path)))
+
+
 TinyCheckpoints = Callable[..., Path]
 
 
