@@ -80,17 +80,17 @@ def _tasks() -> tuple[TaskPlan, ...]:
     return (
         TaskPlan(
             name=closed_book.NAME,
-            budget=Budget(steps=100, batch_size=128, learning_rate=1e-3, max_tokens=32),
+            budget=Budget(steps=180, batch_size=128, learning_rate=1e-3, max_tokens=32),
             max_answer_tokens=10,
         ),
         TaskPlan(
             name=extractive.NAME,
-            budget=Budget(steps=60, batch_size=64, learning_rate=1e-3, max_tokens=96),
+            budget=Budget(steps=110, batch_size=64, learning_rate=1e-3, max_tokens=96),
             max_answer_tokens=24,
         ),
         TaskPlan(
             name=summary.NAME,
-            budget=Budget(steps=60, batch_size=64, learning_rate=1e-3, max_tokens=96),
+            budget=Budget(steps=110, batch_size=64, learning_rate=1e-3, max_tokens=96),
             max_answer_tokens=32,
             metrics=SUMMARY_METRICS,
         ),
