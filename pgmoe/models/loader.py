@@ -26,6 +26,7 @@ from pgmoe.models.pre_gate import PreGates, pre_gate
 from pgmoe.models.quantised_tensor import join
 from pgmoe.models.socket import ExpertSocket
 from pgmoe.models.stored_embedding import StoredEmbedding, find_embedding
+from pgmoe.models.switch import note_embeddings
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ def _read_config(checkpoint: Checkpoint) -> PretrainedConfig:
         ) from error
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # what is quantised gets expanded before transformers sees it
+    note_embeddings(config, checkpoint.tensors)
     return config
 
 

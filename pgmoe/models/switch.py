@@ -6,12 +6,18 @@ Shape letters: B batch, S sequence, D model width, E experts.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Container
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
+from transformers import (
+    PretrainedConfig,
+    PreTrainedModel,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
+)
 from transformers.activations import ACT2FN
 from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
 
@@ -80,8 +86,7 @@ def empty_switch(model: PreTrainedModel) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, SwitchTransformersSparseMLP):
             model.set_submodule(name, SwitchSparseMLP(config, module.router.classifier))
-    if isinstance(model, SwitchTransformersForConditionalGeneration):
-        _share_embeddings(model)
+    _share_embeddings(model)
 
 
 def switch_sockets(model: PreTrainedModel) -> list[ExpertSocket]:
@@ -106,11 +111,37 @@ def _socket(name: str, block: SwitchSparseMLP, config: Any) -> ExpertSocket:
     )
 
 
-def _share_embeddings(model: SwitchTransformersForConditionalGeneration) -> None:
-    # `tie_word_embeddings: false` is about the output layer; encoder and decoder share one table all the
-    # same, and checkpoints hold it once. transformers 5 ties nothing then and leaves both at random values.
-    if model.config.tie_word_embeddings:
-        return
-    for stack in (model.encoder, model.decoder):
-        stack._modules.pop("embed_tokens", None)
-        stack.__dict__["embed_tokens"] = model.shared  # not a submodule: no state-dict key of its own
+def note_embeddings(config: PretrainedConfig, keys: Container[str]) -> None:
+    """Note in a Switch Transformer's config whether its checkpoint, of these tensors, has a table a stack.
+
+    transformers 5 trains and writes three where `tie_word_embeddings` is false. That option is about the
+    output layer, though: the published checkpoints hold one table, for encoder and decoder.
+    """
+    if isinstance(config, SwitchTransformersConfig):
+        config.a_table_a_stack = all(
+            f"{stack}.embed_tokens.weight" in keys for stack in ("encoder", "decoder")
+        )
+
+
+def tie_stacks(model: PreTrainedModel) -> None:
+    """Give both stacks the one table of a checkpoint; transformers 5 leaves theirs at random values."""
+    if _has_one_table(model):
+        model.encoder.set_input_embeddings(model.shared)
+        model.decoder.set_input_embeddings(model.shared)
+
+
+def _has_one_table(model: PreTrainedModel) -> TypeGuard[SwitchTransformersForConditionalGeneration]:
+    """Whether transformers would not tie the stacks, but the checkpoint means them to be."""
+    config: Any = model.config
+    return (
+        isinstance(model, SwitchTransformersForConditionalGeneration)
+        and not config.tie_word_embeddings
+        and not getattr(config, "a_table_a_stack", False)
+    )
+
+
+def _share_embeddings(model: PreTrainedModel) -> None:
+    if _has_one_table(model):
+        for stack in (model.encoder, model.decoder):
+            stack._modules.pop("embed_tokens", None)
+            stack.__dict__["embed_tokens"] = model.shared  # not a submodule: no state-dict key of its own

@@ -17,6 +17,7 @@ from pgmoe.errors import CheckpointError, ConfigError, UnsupportedModel
 from pgmoe.models.checkpoint import Checkpoint
 from pgmoe.models.moe_blocks import moe_blocks
 from pgmoe.models.pre_gate import pre_gate
+from pgmoe.models.switch import note_embeddings, tie_stacks
 from pgmoe.training.finetune_config import FinetuneConfig
 from pgmoe.training.low_rank import attach, merge
 from pgmoe.training.padded_rows import pad_rows
@@ -50,6 +51,8 @@ def load_whole(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
         )
     except (ValueError, KeyError, OSError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
+    note_embeddings(model.config, Checkpoint.open(str(folder)).tensors)
+    tie_stacks(model)
     pre_gate(model)
     return model
 
