@@ -107,7 +107,7 @@ class Plan:
     pretraining: Budget = Budget(steps=1_200, batch_size=64, learning_rate=1e-3, max_tokens=96)
     multi_task: Budget = Budget(steps=1_500, batch_size=64, learning_rate=1e-3, max_tokens=96)
     """Of all tasks together, as T5 mixes them into its pre-training; conventional, and once for all runs. So
-    few tokens of pre-training leave a model that a short fine-tuning does not lift off the floor."""
+    few tokens of pre-training alone would be little for runs as short as these."""
     tasks: tuple[TaskPlan, ...] = field(default_factory=_tasks)
     levels: tuple[int, ...] = (0, 1, 2, 3)
     seeds: tuple[int, ...] = (0, 1, 2)
