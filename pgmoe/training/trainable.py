@@ -10,7 +10,13 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    SwitchTransformersConfig,
+)
 from transformers.utils import logging
 
 from pgmoe.errors import CheckpointError, ConfigError, UnsupportedModel
@@ -51,8 +57,9 @@ def load_whole(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
         )
     except (ValueError, KeyError, OSError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
-    note_embeddings(model.config, Checkpoint.open(str(folder)).tensors)
-    tie_stacks(model)
+    if isinstance(model.config, SwitchTransformersConfig):
+        note_embeddings(model.config, Checkpoint.open(str(folder)).tensors)
+        tie_stacks(model)
     pre_gate(model)
     return model
 
