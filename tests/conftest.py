@@ -19,8 +19,9 @@ settings.load_profile("suite")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Several processes may share the suite: a file's tests stay together, and those that share a server."""
     for item in items:
-        folder = item.path.parent
-        item.add_marker(pytest.mark.xdist_group(str(folder if folder.name == "serve" else item.path)))
+        file = Path(item.location[0])
+        group = file.parent if file.parent.name == "serve" else file
+        item.add_marker(pytest.mark.xdist_group(str(group)))
 
 
 TinyCheckpoints = Callable[..., Path]

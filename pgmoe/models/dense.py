@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -127,12 +128,14 @@ def _read_generation_config(checkpoint: Checkpoint) -> GenerationConfig:
         raise CorruptCheckpoint(f"{checkpoint.folder}/generation_config.json: {error}") from error
 
 
+def check_complete(folder: Path, missing: Iterable[str]) -> None:
+    """Raises CorruptCheckpoint if any parameter is missing."""
+    if found := sorted(missing):
+        raise CorruptCheckpoint(f"{folder}: no weights for {len(found)} parameters, e.g. {found[0]}")
+
+
 def _check_report(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise CorruptCheckpoint(
-            f"{checkpoint.folder}: no weights for {len(missing)} parameters, e.g. {missing[0]}"
-        )
+    check_complete(checkpoint.folder, report["missing_keys"])
     mismatched = sorted(report["mismatched_keys"], key=str)
     if mismatched:
         key, stored, expected = mismatched[0]

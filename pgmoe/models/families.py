@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
+from collections.abc import Container
+
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pgmoe.models.nllb_moe import empty_nllb_moe, nllb_moe_sockets
 from pgmoe.models.socket import ExpertSocket, empty_fused, fused_sockets
-from pgmoe.models.switch import empty_switch, switch_sockets
+from pgmoe.models.switch import empty_switch, note_tables, switch_sockets
+
+
+def note_stored(config: PretrainedConfig, keys: Container[str]) -> None:
+    """Note in a config what only the names of its checkpoint's tensors say. Before a model is built of it."""
+    note_tables(config, keys)
 
 
 def empty_experts(model: PreTrainedModel) -> None:

@@ -18,7 +18,7 @@ from pgmoe.models import moe
 from pgmoe.models.byte_plan import plan_bytes
 from pgmoe.models.checkpoint import Checkpoint, StoredTensor
 from pgmoe.models.dense import fill, num_bytes, try_fill, without_experts
-from pgmoe.models.families import find_sockets
+from pgmoe.models.families import find_sockets, note_stored
 from pgmoe.models.own_families import own_model_class
 from pgmoe.models.own_families import register as register_own_families
 from pgmoe.models.pack_plan import plan_pack
@@ -26,7 +26,6 @@ from pgmoe.models.pre_gate import PreGates, pre_gate
 from pgmoe.models.quantised_tensor import join
 from pgmoe.models.socket import ExpertSocket
 from pgmoe.models.stored_embedding import StoredEmbedding, find_embedding
-from pgmoe.models.switch import note_embeddings
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ def _read_config(checkpoint: Checkpoint) -> PretrainedConfig:
         ) from error
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # what is quantised gets expanded before transformers sees it
-    note_embeddings(config, checkpoint.tensors)
+    note_stored(config, checkpoint.tensors)
     return config
 
 

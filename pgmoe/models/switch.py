@@ -7,7 +7,7 @@ Shape letters: B batch, S sequence, D model width, E experts.
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 from pgmoe.layout import ExpertFFN
 from pgmoe.models.moe import RoutedExperts
 from pgmoe.models.socket import ExpertSocket
+
+_STACKS = ("encoder", "decoder")
 
 
 def route_top1(logits_BSE: Tensor, capacity: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -86,7 +88,7 @@ def empty_switch(model: PreTrainedModel) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, SwitchTransformersSparseMLP):
             model.set_submodule(name, SwitchSparseMLP(config, module.router.classifier))
-    _share_embeddings(model)
+    _share_table(model)
 
 
 def switch_sockets(model: PreTrainedModel) -> list[ExpertSocket]:
@@ -111,37 +113,33 @@ def _socket(name: str, block: SwitchSparseMLP, config: Any) -> ExpertSocket:
     )
 
 
-def note_embeddings(config: PretrainedConfig, keys: Container[str]) -> None:
-    """Note in a Switch Transformer's config whether its checkpoint, of these tensors, has a table a stack.
+def note_tables(config: PretrainedConfig, keys: Container[str]) -> None:
+    """Note in a Switch Transformer's config which stacks have a table of their own among these tensors.
 
-    transformers 5 trains and writes three where `tie_word_embeddings` is false. That option is about the
-    output layer, though: the published checkpoints hold one table, for encoder and decoder.
+    Where `tie_word_embeddings` is false, transformers 5 trains and writes one for each stack. That option is
+    about the output layer, though: T5's convention is one table, `shared`, for encoder and decoder.
     """
     if isinstance(config, SwitchTransformersConfig):
-        config.a_table_a_stack = all(
-            f"{stack}.embed_tokens.weight" in keys for stack in ("encoder", "decoder")
-        )
+        config.stacks_with_table = [stack for stack in _STACKS if f"{stack}.embed_tokens.weight" in keys]
 
 
 def tie_stacks(model: PreTrainedModel) -> None:
-    """Give both stacks the one table of a checkpoint; transformers 5 leaves theirs at random values."""
-    if _has_one_table(model):
-        model.encoder.set_input_embeddings(model.shared)
-        model.decoder.set_input_embeddings(model.shared)
+    """Have stacks without a table use `shared`, as parameters of a model that has been loaded."""
+    for stack in _stacks_without_table(model):
+        stack.set_input_embeddings(model.shared)
 
 
-def _has_one_table(model: PreTrainedModel) -> TypeGuard[SwitchTransformersForConditionalGeneration]:
-    """Whether transformers would not tie the stacks, but the checkpoint means them to be."""
+def _share_table(model: PreTrainedModel) -> None:
+    """The same before the model is loaded: nothing is missing then, and nothing is drawn at random."""
+    for stack in _stacks_without_table(model):
+        stack._modules.pop("embed_tokens", None)
+        stack.__dict__["embed_tokens"] = model.shared  # not a submodule: no state-dict key of its own
+
+
+def _stacks_without_table(model: PreTrainedModel) -> list[Any]:
+    """Those of an untied Switch Transformer, whose tables transformers leaves at random values."""
     config: Any = model.config
-    return (
-        isinstance(model, SwitchTransformersForConditionalGeneration)
-        and not config.tie_word_embeddings
-        and not getattr(config, "a_table_a_stack", False)
-    )
-
-
-def _share_embeddings(model: PreTrainedModel) -> None:
-    if _has_one_table(model):
-        for stack in (model.encoder, model.decoder):
-            stack._modules.pop("embed_tokens", None)
-            stack.__dict__["embed_tokens"] = model.shared  # not a submodule: no state-dict key of its own
+    if not isinstance(model, SwitchTransformersForConditionalGeneration) or config.tie_word_embeddings:
+        return []
+    own = getattr(config, "stacks_with_table", ())
+    return [model.get_submodule(stack) for stack in _STACKS if stack not in own]

@@ -21,9 +21,10 @@ from transformers.utils import logging
 
 from pgmoe.errors import CheckpointError, ConfigError, UnsupportedModel
 from pgmoe.models.checkpoint import Checkpoint
+from pgmoe.models.dense import check_complete
 from pgmoe.models.moe_blocks import moe_blocks
 from pgmoe.models.pre_gate import pre_gate
-from pgmoe.models.switch import note_embeddings, tie_stacks
+from pgmoe.models.switch import note_tables, tie_stacks
 from pgmoe.training.finetune_config import FinetuneConfig
 from pgmoe.training.low_rank import attach, merge
 from pgmoe.training.padded_rows import pad_rows
@@ -52,14 +53,21 @@ def load_whole(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model: PreTrainedModel = auto.from_pretrained(
-            folder, config=config, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=False
+        model: PreTrainedModel
+        model, report = auto.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except (ValueError, KeyError, OSError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
     if isinstance(model.config, SwitchTransformersConfig):
-        note_embeddings(model.config, Checkpoint.open(str(folder)).tensors)
+        note_tables(model.config, Checkpoint.open(str(folder)).tensors)
         tie_stacks(model)
+    check_complete(folder, report["missing_keys"] & {name for name, _ in model.named_parameters()})
     pre_gate(model)
     return model
 

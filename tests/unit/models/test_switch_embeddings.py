@@ -1,55 +1,66 @@
-"""Untied Switch Transformers: published with one table for both stacks, by transformers 5 with two."""
+"""Untied Switch Transformers: one table for both stacks, as T5 has it, or one for each, as transformers 5."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from pgmoe.errors import CorruptCheckpoint
 from pgmoe.models.loader import load_model, read_plan
+from pgmoe.training.finetune import finetune
 from pgmoe.training.trainable import load_whole
-from tests.support.checkpoints import tiny_config, tiny_model
+from tests.support.damage import edit_config
+from tests.support.finetuning import save_pairs, save_trainable, small_run
 
-STACKS = ("encoder", "decoder")
+SHARED, ENCODER, DECODER = "shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
+TABLES = {SHARED, ENCODER, DECODER}
 
 
-def untied(folder: Path, *, one_table: bool) -> dict[str, torch.Tensor]:
-    config = tiny_config("switch_transformers")
-    config.tie_word_embeddings = False
-    tiny_model(config, torch.float32).save_pretrained(folder)
+def untied(folder: Path, kept: Collection[str]) -> dict[str, Tensor]:
+    """A checkpoint with these tables, all different, and an output layer of its own; its tensors."""
+    save_trainable("switch_transformers", folder)
+    edit_config(folder, tie_word_embeddings=False)
     file = folder / "model.safetensors"
-    tensors = load_file(file)
-    generator = torch.Generator().manual_seed(7)
-    for stack in STACKS:
-        key = f"{stack}.embed_tokens.weight"
-        if one_table:
-            tensors.pop(key, None)
-        else:
-            tensors[key] = torch.randn(tensors["shared.weight"].shape, generator=generator)
+    stored = load_file(file)
+    shape, generator = stored[SHARED].shape, torch.Generator().manual_seed(7)
+    tensors = {key: tensor for key, tensor in stored.items() if key not in TABLES}
+    for key in (*sorted(kept), "lm_head.weight"):
+        tensors[key] = torch.randn(shape, generator=generator)
     save_file(tensors, file, metadata={"format": "pt"})
     return tensors
 
 
-@pytest.mark.parametrize("one_table", [True, False])
-@pytest.mark.parametrize("stack", STACKS)
-def test_each_stack_looks_tokens_up_in_the_table_that_is_stored_for_it(
-    stack: str, one_table: bool, tmp_path: Path
-) -> None:
-    tensors = untied(tmp_path / "model", one_table=one_table)
-    stored = tensors["shared.weight" if one_table else f"{stack}.embed_tokens.weight"]
+@pytest.mark.parametrize(
+    "kept", [{SHARED}, TABLES, {SHARED, ENCODER}, {SHARED, DECODER}], ids=lambda kept: f"{len(kept)} stored"
+)
+def test_each_stack_looks_tokens_up_in_its_own_table_if_it_is_stored(kept: set[str], tmp_path: Path) -> None:
+    tensors = untied(tmp_path / "model", kept)
     plan = read_plan(str(tmp_path / "model"))
     served = load_model(plan, dtype=torch.float32, device=torch.device("cpu")).model
-    trained = load_whole(tmp_path / "model", torch.float32)
-    for model in (served, trained):
-        table = model.get_submodule(stack).get_input_embeddings()
-        assert torch.equal(table.weight.detach(), stored)
+    for model in (served, load_whole(tmp_path / "model", torch.float32)):
+        for stack, key in (("encoder", ENCODER), ("decoder", DECODER)):
+            table = model.get_submodule(stack).get_input_embeddings()  # type: ignore[operator]
+            assert torch.equal(table.weight.detach(), tensors[key if key in kept else SHARED])
 
 
-def test_one_table_is_trained_as_one(tmp_path: Path) -> None:
-    untied(tmp_path / "model", one_table=True)
-    names = [name for name, _ in load_whole(tmp_path / "model", torch.float32).named_parameters()]
-    assert [name for name in names if "embed_tokens" in name or name.startswith("shared")] == [
-        "shared.weight"
-    ]
+def test_a_model_without_the_table_that_a_stack_needs_is_refused(tmp_path: Path) -> None:
+    untied(tmp_path / "model", {DECODER})
+    with pytest.raises(CorruptCheckpoint, match=r"no weights .* shared\.weight"):
+        load_whole(tmp_path / "model", torch.float32)
+    with pytest.raises(CorruptCheckpoint, match=r"no weights .* shared\.weight"):
+        read_plan(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("kept", [{SHARED}, TABLES], ids=["one table", "a table a stack"])
+def test_training_keeps_the_tables_that_there_are(kept: set[str], tmp_path: Path) -> None:
+    before = untied(tmp_path / "model", kept)
+    finetune(small_run(tmp_path / "model", save_pairs(tmp_path / "pairs.parquet"), tmp_path / "out"))
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert after.keys() == before.keys()
+    used = kept - {SHARED} or kept
+    assert all(not torch.equal(after[key], before[key]) for key in used)
