@@ -138,8 +138,8 @@ bench: $(VENV)/.bench ## Measure this machine (leave it alone meanwhile); result
 	$(BIN)/pgmoe bench olmoe-like
 	$(BIN)/pgmoe bench curve default-conventional $(CURVE_GATINGS)
 	$(BIN)/pgmoe bench curve $(PRE_GATED)
-	$(BIN)/pgmoe bench curve $(PRE_GATED) --share 50 --share 25 --share 10 --emulate 25GB/s
-	$(BIN)/pgmoe bench curve $(PRE_GATED) --share 50 --share 25 --share 10 --emulate 50GB/s
+	$(BIN)/pgmoe bench curve $(PRE_GATED) --share 75 --share 50 --share 25 --share 10 --emulate 25GB/s
+	$(BIN)/pgmoe bench curve $(PRE_GATED) --share 75 --share 50 --share 25 --share 10 --emulate 50GB/s
 	$(BIN)/pgmoe bench curve olmoe-like $(CURVE_GATINGS)
 	$(BIN)/pgmoe bench curve olmoe-like $(CURVE_GATINGS) --limit 75 --limit 50 --limit 25
 	$(BIN)/pgmoe bench curve olmoe-like $(CURVE_GATINGS) --emulate 25GB/s
