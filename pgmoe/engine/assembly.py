@@ -97,17 +97,23 @@ def assemble(
         gating = _gating(config, loaded, idle=idle)
         if wrap_gating is not None:
             gating = wrap_gating(gating)
-        weight_bytes = max(layer.layout.weight_bytes for layer in loaded.layers)
         # An accelerator waits for copies by itself, unseen: stalls do not say there what guesses may gain.
         rules = LimiterRules(least_stall_share=0.0) if accelerator else LimiterRules()
-        limiter, trust = PrefetchLimiter(bandwidth, rules), GuessTrust()
-        prefetcher = Prefetcher(gating, pool, limiter, trust, weight_bytes, stats)
-        plugged = [PooledExperts(i, layer, pool, prefetcher) for i, layer in enumerate(loaded.layers)]
-        loaded.plug(lambda index, _: plugged[index])
-        for index, block in early_blocks(loaded.model, loaded.sockets).items():
-            block.announce = plugged[index].announce
+        _plug(loaded, pool, gating, PrefetchLimiter(bandwidth, rules), stats)
         on_failure.pop_all()
     return Assembly(loaded, pool, gating, memory, device, dtype)
+
+
+def _plug(
+    loaded: LoadedModel, pool: ExpertPool, gating: Gating, limiter: PrefetchLimiter, stats: ExpertStats
+) -> None:
+    """Have every MoE layer take its experts from the pool, and blocks that choose early say so."""
+    weight_bytes = max(layer.layout.weight_bytes for layer in loaded.layers)
+    prefetcher = Prefetcher(gating, pool, limiter, GuessTrust(), weight_bytes, stats)
+    plugged = [PooledExperts(i, layer, pool, prefetcher) for i, layer in enumerate(loaded.layers)]
+    loaded.plug(lambda index, _: plugged[index])
+    for index, block in early_blocks(loaded.model, loaded.sockets).items():
+        block.announce = plugged[index].announce
 
 
 def _open_pool(
