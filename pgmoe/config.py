@@ -33,10 +33,11 @@ class EngineConfig(BaseModel):
     embedding that no other layer uses stays in its file and does not count."""
 
     kv_memory: str | int = "auto"
-    """Bytes for the KV caches of all running requests; those for which nothing is left wait. `auto`: not
-    limited where `device_memory` is a percentage; else room for `max_running` sequences of 2048 tokens, or
-    of `max_model_len` if that is less, halved until it is at most a quarter of what the other parts leave,
-    but no less than one sequence of 256 tokens takes."""
+    """Bytes of the pool of keys and values that all running requests share; those for which no block is left
+    wait, or are computed anew later. `auto`: room for `max_running` sequences of 2048 tokens, or of
+    `max_model_len` if that is less; beside a `device_memory` in percent for one of `max_model_len` at least;
+    within one in bytes halved until it is at most a quarter of what the other parts leave, but no less than
+    one sequence of 256 tokens takes."""
 
     host_memory: str | int = "auto"
     """Bytes of RAM for copies of experts between disk and device, `600MiB` or `50%` of the experts' bytes;
@@ -86,14 +87,26 @@ class EngineConfig(BaseModel):
     max_model_len: int | None = Field(default=None, ge=2)
     """Longest prompt plus answer in tokens; the model's own limit where None."""
 
-    max_running: int = Field(default=4, ge=1)
-    """Requests that hold a KV cache at once; they take turns, a step each."""
+    max_running: int = Field(default=32, ge=1)
+    """Answers that are generated at once, a token of each in a step. A request of `n` answers counts as n."""
 
     max_waiting: int = Field(default=64, ge=0)
-    """Requests that may wait for a turn; one more is refused with EngineOverloaded."""
+    """Requests that may wait for a place; one more is refused with EngineOverloaded."""
+
+    max_passed_over: int = Field(default=32, ge=0)
+    """How many later requests may be given a place before a waiting one, because of their priority; after that
+    nobody is."""
+
+    prefix_cache: bool = True
+    """Keep the keys and values of ended requests while their blocks are free, for prompts that begin alike."""
 
     prefill_chunk: int = Field(default=512, ge=1)
     """Most prompt tokens in one step, so that a long prompt does not hold up the others."""
+
+    max_inter_token_s: float | None = Field(default=None, gt=0)
+    """Seconds from one token of an answer to the next within which steps are kept: prompts that come in
+    between get as many tokens of a step as measured steps allow. None: `prefill_chunk` alone limits them. A
+    prompt is read in whole chunks where even few of its tokens take longer, since splitting gains nothing."""
 
     @classmethod
     def parse(cls, options: dict[str, object]) -> EngineConfig:

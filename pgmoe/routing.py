@@ -50,8 +50,11 @@ class Gating(Protocol):
     reach: int
     """Layers from the one whose input `look_ahead` is given to the one that it looks at."""
 
-    def begin(self, sequence: str) -> None:
-        """A forward pass of this sequence begins; its layers follow in execution order."""
+    def begin(self, sequences: Sequence[str]) -> None:
+        """A forward pass of these sequences' tokens begins; its layers follow in execution order.
+
+        Rows of a selection are in the order of the sequences: one each, or more where prompts are read.
+        """
         ...
 
     def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -56,11 +56,17 @@ class TracedLayer:
     """(N, K): what this layer's own gate chose from the previous MoE layer's input; empty where unknown."""
 
 
+def together(sequences: Sequence[str]) -> str:
+    """The name under which passes of these sequences are recorded."""
+    return "+".join(sequences)
+
+
 @dataclass(frozen=True)
 class TracedStep:
     """One forward pass, its MoE layers in execution order."""
 
     sequence: str
+    """Whose tokens it computed; several joined, see `together`."""
     layers: tuple[TracedLayer, ...]
 
 

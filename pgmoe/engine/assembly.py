@@ -20,6 +20,7 @@ from pgmoe.errors import ConfigError
 from pgmoe.experts.cache import ExpertCache
 from pgmoe.experts.compute import PooledExperts
 from pgmoe.experts.expander import expanded_bytes
+from pgmoe.experts.ledger import Ledger
 from pgmoe.experts.limiter import LimiterRules, PrefetchLimiter
 from pgmoe.experts.policies import make_policy
 from pgmoe.experts.pool import ExpertPool
@@ -47,6 +48,8 @@ class Assembly:
     loaded: LoadedModel
     pool: ExpertPool
     gating: Gating
+    ledger: Ledger
+    """Told by the MoE layers of each pass which experts were there for whom."""
     memory: MemoryPlan
     device: torch.device
     dtype: torch.dtype
@@ -99,21 +102,23 @@ def assemble(
             gating = wrap_gating(gating)
         # An accelerator waits for copies by itself, unseen: stalls do not say there what guesses may gain.
         rules = LimiterRules(least_stall_share=0.0) if accelerator else LimiterRules()
-        _plug(loaded, pool, gating, PrefetchLimiter(bandwidth, rules), stats)
+        ledger = _plug(loaded, pool, gating, PrefetchLimiter(bandwidth, rules), stats)
         on_failure.pop_all()
-    return Assembly(loaded, pool, gating, memory, device, dtype)
+    return Assembly(loaded, pool, gating, ledger, memory, device, dtype)
 
 
 def _plug(
     loaded: LoadedModel, pool: ExpertPool, gating: Gating, limiter: PrefetchLimiter, stats: ExpertStats
-) -> None:
+) -> Ledger:
     """Have every MoE layer take its experts from the pool, and blocks that choose early say so."""
+    ledger = Ledger()
     weight_bytes = max(layer.layout.weight_bytes for layer in loaded.layers)
     prefetcher = Prefetcher(gating, pool, limiter, GuessTrust(), weight_bytes, stats)
-    plugged = [PooledExperts(i, layer, pool, prefetcher) for i, layer in enumerate(loaded.layers)]
+    plugged = [PooledExperts(i, layer, pool, prefetcher, ledger) for i, layer in enumerate(loaded.layers)]
     loaded.plug(lambda index, _: plugged[index])
     for index, block in early_blocks(loaded.model, loaded.sockets).items():
         block.announce = plugged[index].announce
+    return ledger
 
 
 def _open_pool(

@@ -1,117 +1,132 @@
 """What a model holds in memory, found by running it on the meta device: nothing is computed.
 
-So no family needs a formula of its own, and what counts is what transformers' caches really keep.
+So no family needs a formula of its own, and what counts is what is really kept.
 Shape letters as in `experts.compute`; R rows: one for each token and expert that it uses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pgmoe.engine.kv_size import KvPart, KvSize
+from pgmoe.engine.kv_size import KvSize
 from pgmoe.engine.live_bytes import LiveBytes
-from pgmoe.engine.runner import ModelRunner
+from pgmoe.engine.model_facts import ModelFacts
+from pgmoe.engine.paged_runner import PagedRunner
+from pgmoe.engine.paging import layer_shapes
+from pgmoe.engine.part import Part
+from pgmoe.engine.sequence_runner import SequenceRunner
+from pgmoe.errors import UnsupportedModel
 from pgmoe.experts.compute import apply_ffn
 from pgmoe.experts.expander import Expander
 from pgmoe.experts.grouping import TokenGroups
+from pgmoe.kv.pages import Pages
+from pgmoe.kv.pool import KvPool
 from pgmoe.layout import ExpertLayer
 from pgmoe.models.families import find_sockets
 from pgmoe.models.loader import ModelPlan
+from pgmoe.models.paged import PagedModel
 
 META = torch.device("meta")
 PROBES = (2, 3)
-"""Lengths whose difference tells what a token takes; no sliding window is so short."""
-
-
-@dataclass
-class _DrySequence:
-    """What the runner needs of a sequence."""
-
-    prompt_token_ids: tuple[int, ...]
-    pending: list[int]
-    kv_cache: Any = None
-    encoder_outputs: Any = None
+"""Lengths whose difference tells what a token takes."""
 
 
 class DryRun:
     """Answers about one checkpoint's memory, by running the plan's skeleton."""
 
-    def __init__(self, plan: ModelPlan, prefill_chunk: int) -> None:
+    def __init__(self, plan: ModelPlan, prefill_chunk: int, max_running: int) -> None:
+        """Raises UnsupportedModel for an encoder-decoder whose attention cannot be paged."""
         self._model = plan.skeleton
-        self._is_encoder_decoder = bool(plan.config.is_encoder_decoder)
+        self._facts = ModelFacts(plan.skeleton)
         self._chunk = prefill_chunk
+        self._max_running = max_running
         expander = Expander(plan.layers, META)
         for socket, layer in zip(find_sockets(plan.skeleton), plan.layers, strict=True):
             socket.module.routed_experts = _DryExperts(layer, expander)  # type: ignore[assignment]
+        self.shapes = layer_shapes(plan.skeleton)
+        """What each layer keeps of a token in the pool; None where each sequence has a cache of its own."""
+        if self.shapes is None and self._facts.is_encoder_decoder:
+            raise UnsupportedModel(f"{type(self._model).__name__}: its attention cannot be paged")
 
     @property
     def vocab_size(self) -> int:
         """Length of a row of logits."""
-        return ModelRunner(self._model, META, self._chunk).vocab_size
+        return self._facts.vocab_size
 
     def kv_size(self) -> KvSize:
-        """What one sequence keeps between its steps.
-
-        Exact, but that a full sliding window counts as it is just after a step of a whole chunk.
-        """
-        short, long = PROBES
-        a, b = self._sequence(short), self._sequence(long)
-        for sequence in (a, b):
-            self._feed(sequence, len(sequence.prompt_token_ids))
-        grown = _num_bytes(_prompt_side(b)) - _num_bytes(_prompt_side(a))
-        return KvSize(
-            parts=self._parts(_decoder_cache(a), _decoder_cache(b)),
-            prompt_token_bytes=grown // (long - short),
-        )
+        """What one sequence keeps between its steps."""
+        if self.shapes is not None:
+            token_bytes = sum(shape.token_bytes for shape in self.shapes)
+            return KvSize(token_bytes, keeps_prompt=self._facts.is_encoder_decoder)
+        short, long = (self._kept(length) for length in PROBES)
+        token_bytes = (long - short) // (PROBES[1] - PROBES[0])
+        return KvSize(token_bytes, fixed_bytes=short - PROBES[0] * token_bytes)
 
     def workspace_bytes(self, num_tokens: int) -> int:
-        """Most bytes that a step of a sequence of `num_tokens` holds besides weights and what it keeps.
+        """Most bytes that a step holds besides weights and what is kept, with sequences of `num_tokens`.
 
         Of an encoder-decoder, prompt and answer are that long each.
         """
-        if self._is_encoder_decoder:
-            return max(self._peak(num_tokens, [1]), self._peak(num_tokens, [1, num_tokens - 2, 1]))
         chunk = min(self._chunk, num_tokens)
-        before = min(chunk, num_tokens - chunk)
-        return self._peak(num_tokens, [num_tokens - chunk - before, before, chunk])
+        if self.shapes is None:
+            return self._peak_alone(num_tokens, chunk)
+        lone = [self._part(num_tokens, 1) for _ in range(self._max_running - 1)]
+        steps = [[self._part(num_tokens, chunk), *lone]]
+        if self._facts.is_encoder_decoder:
+            steps += [[self._part(1, 1, num_prompt=num_tokens), *lone]]
+        return max(self._peak(parts) for parts in steps)
 
-    def _peak(self, num_prompt: int, feeds: list[int]) -> int:
-        """Bytes beyond what is kept, in the last of these steps of so many tokens each."""
-        sequence = self._sequence(num_prompt)
-        for num_tokens in feeds[:-1]:
-            self._feed(sequence, num_tokens)
-        before = _num_bytes(_kept(sequence))
-        with LiveBytes(known=_kept(sequence), constant=_weights(self._model)) as live:
-            self._feed(sequence, feeds[-1])
+    def _part(self, end: int, num_tokens: int, num_prompt: int | None = None) -> Part:
+        """Tokens up to `end`, of a sequence whose blocks are scattered."""
+        start = end - num_tokens
+        if self._facts.is_encoder_decoder:
+            num_prompt = end if num_prompt is None else num_prompt
+            start = max(1, start) if num_prompt == end else 0
+        return Part(
+            sequence_id="",
+            token_ids=(0,) * (end - start),
+            start=start,
+            blocks=(0,) * end,
+            context_blocks=(0,) * (num_prompt or 0),
+            prompt_token_ids=(0,) * (num_prompt or 0),
+        )
+
+    def _peak(self, parts: Sequence[Part]) -> int:
+        """Bytes that a step of these holds at most."""
+        assert self.shapes is not None
+        pool = KvPool(self.shapes, 1, META)
+        pages = Pages(pool)
+        runner = PagedRunner(PagedModel(self._model, pages), pages, pool, META, _nobody)
+        kept = [tensor for layer in pool.layers for tensor in (layer.keys, layer.values)]
+        with LiveBytes(known=kept, constant=_weights(self._model)) as live:
+            _checked(runner.run(parts))
         peak: int = live.peak
-        return peak - (_num_bytes(_kept(sequence)) - before)
+        return peak
 
-    def _sequence(self, num_prompt: int) -> _DrySequence:
-        return _DrySequence(prompt_token_ids=(0,) * num_prompt, pending=[])
+    def _peak_alone(self, num_tokens: int, chunk: int) -> int:
+        """The same of a step of one sequence, beyond what it keeps."""
+        runner = SequenceRunner(self._model, META, _nobody)
+        before = min(chunk, num_tokens - chunk)
+        self._feed(runner, 0, num_tokens - chunk - before)
+        self._feed(runner, num_tokens - chunk - before, before)
+        kept_before = _num_bytes(_tensors(runner.kept()))
+        with LiveBytes(known=_tensors(runner.kept()), constant=_weights(self._model)) as live:
+            self._feed(runner, num_tokens - chunk, chunk)
+        peak: int = live.peak
+        return peak - (_num_bytes(_tensors(runner.kept())) - kept_before)
 
-    def _feed(self, sequence: _DrySequence, num_tokens: int) -> Tensor | None:
-        """One step of so many tokens; none without any."""
-        if num_tokens <= 0:
-            return None
-        sequence.pending = [0] * num_tokens
-        return ModelRunner(self._model, META, num_tokens).step(sequence)
+    def _kept(self, num_tokens: int) -> int:
+        runner = SequenceRunner(self._model, META, _nobody)
+        self._feed(runner, 0, num_tokens)
+        return _num_bytes(_tensors(runner.kept()))
 
-    def _parts(self, short: Any, long: Any) -> tuple[KvPart, ...]:
-        """Of two caches, as long as PROBES."""
-        merged: dict[int | None, list[int]] = {}
-        for a, b in zip(_cache_parts(short), _cache_parts(long), strict=True):
-            window = a.sliding_window - 1 + self._chunk if getattr(a, "is_sliding", False) else None
-            small, large = _num_bytes(_tensors(a)), _num_bytes(_tensors(b))
-            token_bytes = (large - small) // (PROBES[1] - PROBES[0])
-            total = merged.setdefault(window, [0, 0])
-            total[0] += token_bytes
-            total[1] += small - PROBES[0] * token_bytes
-        return tuple(KvPart(t, fixed, window) for window, (t, fixed) in merged.items())
+    def _feed(self, runner: SequenceRunner, start: int, num_tokens: int) -> None:
+        if num_tokens > 0:
+            _checked(runner.run([Part(sequence_id="", token_ids=(0,) * num_tokens, start=start)]))
 
 
 class _DryExperts:
@@ -131,23 +146,14 @@ class _DryExperts:
         return groups.add_up(y_RD, top_k_weights)
 
 
-def _kept(sequence: _DrySequence) -> Iterator[Tensor]:
-    return _tensors((sequence.kv_cache, sequence.encoder_outputs))
+def _nobody(sequences: Sequence[str], num_tokens: Sequence[int]) -> None:
+    """Is told of a pass."""
 
 
-def _decoder_cache(sequence: _DrySequence) -> Any:
-    return getattr(sequence.kv_cache, "self_attention_cache", sequence.kv_cache)
-
-
-def _prompt_side(sequence: _DrySequence) -> Iterator[Tensor]:
-    """What an encoder-decoder keeps of its prompt."""
-    return _tensors((getattr(sequence.kv_cache, "cross_attention_cache", None), sequence.encoder_outputs))
-
-
-def _cache_parts(cache: Any) -> list[Any]:
-    """The cache's layers, and what it keeps besides them."""
-    rest = {name: value for name, value in vars(cache).items() if name != "layers"}
-    return [*cache.layers, rest]
+def _checked(outcomes: Sequence[Tensor | Exception]) -> None:
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
 
 
 def _weights(model: nn.Module) -> Iterator[Tensor]:

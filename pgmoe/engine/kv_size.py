@@ -1,51 +1,52 @@
-"""Bytes that the cached keys and values of a sequence take: pure arithmetic."""
+"""Bytes and blocks that the cached keys and values of a sequence take: pure arithmetic."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pgmoe.kv.pool import BLOCK_TOKENS
 
-@dataclass(frozen=True)
-class KvPart:
-    """What some of a model's layers keep of one sequence."""
-
-    token_bytes: int
-    """For each token kept; 0 for a state of constant size."""
-    fixed_bytes: int = 0
-    most_tokens: int | None = None
-    """Older tokens than these are dropped (a sliding window, and the newest step beside it)."""
-
-    def num_bytes(self, num_tokens: int) -> int:
-        """With so many tokens seen."""
-        kept = num_tokens if self.most_tokens is None else min(num_tokens, self.most_tokens)
-        return self.fixed_bytes + kept * self.token_bytes
+_FIXED_BLOCKS = 64
+"""Blocks that a state of constant size is at most counted as, where tokens take nothing."""
 
 
 @dataclass(frozen=True)
 class KvSize:
-    """A sequence's share of memory, by its length."""
+    """A sequence's share of memory, by its length, in blocks."""
 
-    parts: tuple[KvPart, ...]
-    """Of the decoder's own tokens: prompt and answer, or an encoder-decoder's answer alone."""
-    prompt_token_bytes: int = 0
-    """For each prompt token of an encoder-decoder: keys and values to look at, and the encoder's output."""
+    token_bytes: int
+    """Of a token's keys and values in all layers of the decoder."""
+    fixed_bytes: int = 0
+    """Of states of constant size, for each sequence."""
+    keeps_prompt: bool = False
+    """Whether prompt tokens are kept beside the decoder's own: an encoder-decoder's, for cross-attention."""
+    block_tokens: int = BLOCK_TOKENS
 
     @property
-    def token_bytes(self) -> int:
-        """Bytes that one more token takes, before any window is full."""
-        return self.prompt_token_bytes + sum(part.token_bytes for part in self.parts)
+    def block_bytes(self) -> int:
+        """Of one block, in all layers."""
+        return max(self.block_tokens * self.token_bytes, -(-self.fixed_bytes // _FIXED_BLOCKS))
 
-    def request_bytes(self, num_prompt: int, num_decoder: int) -> int:
-        """Most bytes of a request that ends with so many tokens in the decoder.
+    @property
+    def fixed_blocks(self) -> int:
+        """What stands for the states of one sequence."""
+        return -(-self.fixed_bytes // self.block_bytes)
+
+    def blocks(self, num_tokens: int) -> int:
+        """For so many tokens."""
+        return -(-num_tokens // self.block_tokens)
+
+    def request_blocks(self, num_prompt: int, num_decoder: int) -> int:
+        """Of a request that ends with so many tokens in the decoder.
 
         `num_decoder` counts the prompt, too, where the decoder reads it.
         """
-        own = sum(part.num_bytes(num_decoder) for part in self.parts)
-        return own + num_prompt * self.prompt_token_bytes
+        context = self.blocks(num_prompt) if self.keeps_prompt else 0
+        return context + self.fixed_blocks + self.blocks(num_decoder)
 
     def sequence_bytes(self, num_tokens: int) -> int:
         """Of a sequence of `num_tokens`; an encoder-decoder's prompt and answer are that long each."""
-        return self.request_bytes(num_tokens, num_tokens)
+        return self.request_blocks(num_tokens, num_tokens) * self.block_bytes
 
     def tokens_in(self, num_bytes: int, limit: int) -> int:
         """The longest sequence, `limit` tokens at most, whose keys and values fit; 0 if none does."""

@@ -7,7 +7,7 @@ import torch
 from pgmoe.config import EngineConfig
 from pgmoe.engine.dry_run import DryRun
 from pgmoe.engine.needs import Needs
-from pgmoe.engine.runner import check_context, context_of
+from pgmoe.engine.model_facts import check_context, context_of
 from pgmoe.experts.stores.read_plan import plan_reads
 from pgmoe.layout import ExpertLayer
 from pgmoe.models.loader import ModelPlan
@@ -30,7 +30,7 @@ def _scratch_bytes(layer: ExpertLayer) -> int:
 
 def measure_needs(plan: ModelPlan, config: EngineConfig, device: torch.device) -> Needs:
     """What requests of this configuration take. Raises ConfigError for a `max_model_len` over the context."""
-    dry_run = DryRun(plan, config.prefill_chunk)
+    dry_run = DryRun(plan, config.prefill_chunk, config.max_running)
     kept = 0
     if device.type == "cpu":
         kept = RUNTIME_BYTES + KERNEL_CACHE_ENTRIES * KERNEL_BYTES[plan.layers[0].dtype.itemsize]

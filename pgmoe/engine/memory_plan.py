@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from pgmoe.engine.kv_size import KvSize
-from pgmoe.engine.needs import USUAL_TOKENS, Needs, RunningBytes
+from pgmoe.engine.needs import Needs, RunningBytes
 from pgmoe.errors import BudgetTooSmall, ConfigError
 from pgmoe.layout import ExpertLayer
 from pgmoe.units import format_bytes, parse_bytes
@@ -60,8 +60,7 @@ class MemoryPlan:
     """What all of it together stays within; None where `device_memory` is a share of the experts."""
     dense_bytes: int
     kv_bytes: int
-    kv_limited: bool
-    """Whether requests wait when `kv_bytes` are in use; else it is what the usual use would need."""
+    """Of the pool of keys and values; requests wait, or are computed anew later, when it is in use."""
     workspace_bytes: int
     slot_bytes: int
     """Of one slot."""
@@ -85,16 +84,9 @@ class MemoryPlan:
         return self.dense_bytes + self.kv_bytes + self.workspace_bytes + self.slots_bytes
 
     @property
-    def kv_capacity(self) -> int | None:
-        """Bytes that the caches of all running requests may take; None for no limit."""
-        return self.kv_bytes if self.kv_limited else None
-
-    @property
-    def share_tokens(self) -> int:
-        """The longest sequence of which `max_running` are held at once."""
-        if not self.kv_limited:
-            return self.longest
-        return self.kv.tokens_in(self.kv_bytes // self.max_running, self.longest)
+    def num_blocks(self) -> int:
+        """Blocks of the pool."""
+        return self.kv_bytes // self.kv.block_bytes
 
     def check_room(self, free_ram: int) -> None:
         """Raise ConfigError if RAM, which is the device, has less than what is taken at the start."""
@@ -108,11 +100,11 @@ class MemoryPlan:
 
     def rows(self) -> tuple[tuple[str, int, str], ...]:
         """(what, bytes, remark): the plan as a table."""
-        tokens = self.share_tokens if self.kv_limited else min(self.longest, USUAL_TOKENS)
-        kv_use = f"for {self.max_running} sequences of {tokens} tokens"
+        each = self.kv.tokens_in(self.kv_bytes // self.max_running, self.longest)
+        kv_use = f"{self.num_blocks} blocks, for {self.max_running} sequences of {each} tokens"
         return (
             ("dense weights", self.dense_bytes, ""),
-            ("KV cache", self.kv_bytes, kv_use if self.kv_limited else f"{kv_use}, not limited"),
+            ("KV cache", self.kv_bytes, kv_use),
             ("workspace", self.workspace_bytes, f"sequences of up to {self.longest} tokens"),
             ("expert slots", self.slots_bytes, f"{self.num_slots} of {self.num_experts} experts"),
             ("together", self.total_bytes, self._budget()),
@@ -137,7 +129,7 @@ def plan_memory(
 
     A number of bytes covers dense weights, KV cache, workspace and slots. A percentage is slots for that
     share of the experts, with everything else beside it. `kv_memory` is a number of bytes or `auto`: beside a
-    percentage, the KV cache is then not limited; within a number of bytes it is the first of `needs.levels()`
+    percentage, the KV cache is then what the usual use takes; within a number of bytes it is the first of `needs.levels()`
     that takes at most KV_SHARE of what dense weights, workspace and one token's experts leave, or the last.
 
     Raises BudgetTooSmall, with the smallest that works, or ConfigError for a malformed budget.
@@ -162,7 +154,6 @@ def plan_memory(
         budget_bytes=budget,
         dense_bytes=shape.dense_bytes,
         kv_bytes=running.kv_bytes,
-        kv_limited=limited,
         workspace_bytes=running.workspace_bytes,
         slot_bytes=shape.slot_bytes,
         num_slots=min(slots, shape.num_experts),

@@ -20,9 +20,9 @@ class RunningBytes:
     """Memory of what runs."""
 
     kv_bytes: int
-    """Of the KV caches of all running sequences."""
+    """Of the pool of keys and values that all running sequences share."""
     workspace_bytes: int
-    """Of the one step that runs at a time, where its sequence is the longest."""
+    """Of the one step that runs at a time, where its sequences are the longest."""
     longest: int
     """Tokens of the longest sequence: one that has the whole of `kv_bytes`."""
 
@@ -57,9 +57,10 @@ class Needs:
             yield self._running(sequences * self.kv.sequence_bytes(tokens))
 
     def unlimited(self) -> RunningBytes:
-        """The usual use, where nothing limits sequences but `max_model_len`."""
+        """Where no budget says how much: the usual use, and no less than the longest sequence takes."""
         tokens = min(self.max_model_len, USUAL_TOKENS)
-        kv_bytes = self.max_running * self.kv.sequence_bytes(tokens)
+        usual = self.max_running * self.kv.sequence_bytes(tokens)
+        kv_bytes = max(usual, self.kv.sequence_bytes(self.max_model_len))
         return RunningBytes(kv_bytes, self.workspace(tokens), self.max_model_len)
 
     def within(self, kv_memory: str | int) -> RunningBytes:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pgmoe.experts.grouping import TokenGroups
+from pgmoe.experts.ledger import Ledger
 from pgmoe.experts.pool import ExpertPool, LentExpert, Weights
 from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.layout import ExpertFFN, ExpertLayer
@@ -26,11 +27,14 @@ class PooledExperts:
     So the result does not depend, to the bit, on which experts were resident.
     """
 
-    def __init__(self, index: int, layer: ExpertLayer, pool: ExpertPool, prefetcher: Prefetcher) -> None:
+    def __init__(
+        self, index: int, layer: ExpertLayer, pool: ExpertPool, prefetcher: Prefetcher, ledger: Ledger
+    ) -> None:
         self._index = index
         self._layer = layer
         self._pool = pool
         self._prefetcher = prefetcher
+        self._ledger = ledger
         self._announced: tuple[Tensor, Tensor] | None = None
         """What was announced last and has not been computed yet: as it came, and on the host."""
 
@@ -57,7 +61,13 @@ class PooledExperts:
         ids_NK, ahead_NK = self._on_host(hidden, top_k_index)
         routing = Routing(self._index, ids_NK.tolist(), top_k_weights, ahead_NK.tolist())
         if len(hidden) == 1:
-            return self._one_token(hidden, top_k_index[0].argsort(), routing)
+            out = self._one_token(hidden, top_k_index[0].argsort(), routing)
+        else:
+            out = self._several(hidden, ids_NK, top_k_weights, routing)
+        self._ledger.enter(ids_NK, self._layer.num_experts, self._pool.missed)
+        return out
+
+    def _several(self, hidden: Tensor, ids_NK: Tensor, weights_NK: Tensor, routing: Routing) -> Tensor:
         groups = TokenGroups.of(ids_NK, self._layer.num_experts, hidden.device)
         x_RD = hidden[groups.tokens]
         y_RD = torch.empty_like(x_RD)
@@ -65,7 +75,7 @@ class PooledExperts:
         with self._lease(routing, groups.experts) as lent:
             for (expert,) in lent:
                 y_of[expert.index].copy_(apply_ffn(self._layer.ffn, expert.weights, x_of[expert.index]))
-        return groups.add_up(y_RD, top_k_weights)
+        return groups.add_up(y_RD, weights_NK)
 
     def _on_host(self, hidden: Tensor, top_k_index: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's ids, and those that the gating looks ahead to; (0, 0) where there are none.

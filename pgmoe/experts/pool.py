@@ -63,6 +63,8 @@ class ExpertPool:
         """Ordered before they were asked for, and not used yet."""
         self._warmth = Warmth()
         self._leased = False
+        self.missed: frozenset[int] = frozenset()
+        """Experts that the last lease did not find ready."""
         stats.slots = arena.num_slots
 
     @contextmanager
@@ -167,6 +169,7 @@ class ExpertPool:
         for expert in coming:
             self._count_prefetch(expert, "late")
             self._link.promote(self._under_way[expert], Urgency.DEMAND)
+        self.missed = frozenset(e.expert for e in (*coming, *missing))
         if experts:
             self._stats.hits[layer] += len(ready)
             self._stats.misses[layer] += len(coming) + len(missing)

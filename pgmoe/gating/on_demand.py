@@ -17,7 +17,7 @@ class OnDemand:
     exact = False
     reach = 1
 
-    def begin(self, sequence: str) -> None:
+    def begin(self, sequences: Sequence[str]) -> None:
         """See Gating."""
 
     def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:

@@ -10,7 +10,7 @@ from itertools import chain
 from torch import Tensor
 
 from pgmoe.routing import Prediction, Routing
-from pgmoe.trace import Trace, TracedLayer
+from pgmoe.trace import Trace, TracedLayer, together
 
 _logger = logging.getLogger(__name__)
 
@@ -39,8 +39,9 @@ class Oracle:
         self._next = 0
         self._departed = False
 
-    def begin(self, sequence: str) -> None:
+    def begin(self, sequences: Sequence[str]) -> None:
         """See Gating."""
+        sequence = together(sequences)
         if self._departed:
             return
         if self._coming:

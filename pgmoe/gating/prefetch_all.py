@@ -25,7 +25,7 @@ class PrefetchAll:
         self._after = {layer: layer + 1 for layer in range(len(self._num_experts) - 1)}
         self._layer: int | None = None
 
-    def begin(self, sequence: str) -> None:
+    def begin(self, sequences: Sequence[str]) -> None:
         """See Gating. Of no interest here: the device does one layer after the other, whoever's it is."""
 
     def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:

@@ -39,9 +39,9 @@ class Pregated:
         others = set(range(len(self._num_experts))) - known - set(early)
         self._statistical = Statistical(experts_per_layer, others)
 
-    def begin(self, sequence: str) -> None:
+    def begin(self, sequences: Sequence[str]) -> None:
         """See Gating."""
-        self._statistical.begin(sequence)
+        self._statistical.begin(sequences)
 
     def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:
         """See Gating."""

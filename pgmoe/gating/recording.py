@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pgmoe.routing import Gating, Prediction, Routing
-from pgmoe.trace import TracedLayer, TracedStep
+from pgmoe.trace import TracedLayer, TracedStep, together
 
 Rows = Sequence[Sequence[int]]
 
@@ -28,11 +28,11 @@ class RecordingGating:
         self._steps: list[tuple[str, list[tuple[Routing, Rows]]]] = []
         self._ahead: dict[int, Rows] = {}
 
-    def begin(self, sequence: str) -> None:
-        """A forward pass of its own."""
-        self._steps.append((sequence, []))
+    def begin(self, sequences: Sequence[str]) -> None:
+        """A forward pass of its own, under the names of its sequences together."""
+        self._steps.append((together(sequences), []))
         self._ahead.clear()
-        self._inner.begin(sequence)
+        self._inner.begin(sequences)
 
     def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:
         """`inner`'s."""

@@ -41,9 +41,9 @@ class Speculative:
         others = [layer for layer in range(len(self._num_experts)) if layer not in looked_at]
         self._statistical = Statistical(experts_per_layer, others)
 
-    def begin(self, sequence: str) -> None:
+    def begin(self, sequences: Sequence[str]) -> None:
         """See Gating."""
-        self._statistical.begin(sequence)
+        self._statistical.begin(sequences)
 
     def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:
         """See Gating."""

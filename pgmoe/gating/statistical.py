@@ -45,9 +45,9 @@ class Statistical:
         self._pairs = PairCounts(experts_per_layer)
         self._repeats = RepeatCounts(num_keys)
 
-    def begin(self, sequence: str) -> None:
+    def begin(self, sequences: Sequence[str]) -> None:
         """See Gating."""
-        self._histories.begin(sequence)
+        self._histories.begin(sequences)
 
     def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:
         """None."""
@@ -74,7 +74,7 @@ class Statistical:
     def _prediction(self, context: Context) -> Prediction:
         """The coming layer's likely experts, as many as the newest selection has."""
         newest, layer = context.seen[0], context.coming
-        rows = newest.rows[-1:] if context.next_step else newest.rows
+        rows = newest.newest if context.next_step else newest.rows
         scores = self._pairs.scores(newest.layer, rows, layer)
         if len(rows) == 1 and len(context.seen) >= KEY_LAYERS:
             # Whole numbers, so an exact history outweighs pairs, and pairs fill up where it is short.
@@ -86,14 +86,18 @@ class Statistical:
 
 
 def _paired(earlier: Seen, now: Seen) -> tuple[Rows, Rows]:
-    """The rows of the same tokens; of two passes, the last token of the one and the first of the other."""
-    if earlier.step == now.step and len(earlier.rows) == len(now.rows):
+    """The rows of the same tokens; of two passes, the last token of the one and the first of the other.
+
+    Where several sequences run a token each, those of one sequence belong together.
+    """
+    together = earlier.step == now.step or (earlier.apart and now.apart)
+    if together and len(earlier.rows) == len(now.rows):
         return earlier.rows, now.rows
     return earlier.rows[-1:], now.rows[:1]
 
 
 def _key(seen: Sequence[Seen]) -> Key:
-    """The newest token's experts in the newest layers."""
+    """The newest token's experts in the newest layers. Of one sequence: no row of another is mixed in."""
     return tuple((s.layer, tuple(sorted(s.rows[-1]))) for s in seen[:KEY_LAYERS])
 
 

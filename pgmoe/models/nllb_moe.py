@@ -8,19 +8,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import NllbMoeConfig, PreTrainedModel
 from transformers.activations import ACT2FN
+from transformers.models.nllb_moe.modeling_nllb_moe import (
+    NllbMoeDecoder,
+    NllbMoeSinusoidalPositionalEmbedding,
+)
 from transformers.models.nllb_moe.modeling_nllb_moe import NllbMoeSparseMLP as TransformersSparseMLP
 
 from pgmoe.errors import UnsupportedModel
 from pgmoe.layout import ExpertFFN
 from pgmoe.models.moe import RoutedExperts
 from pgmoe.models.socket import ExpertSocket
+
+
+class HasPositions(Protocol):
+    """Who knows where the tokens of a pass stand."""
+
+    @property
+    def positions(self) -> Tensor:
+        """(T,) of each token in its sequence, from 0."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -43,12 +56,13 @@ class Top2Rules:
 
 
 def route_top2(
-    logits_NE: Tensor, padding_N: Tensor | None, rules: Top2Rules, dtype: torch.dtype
+    logits_NE: Tensor, padding_N: Tensor | None, rules: Top2Rules, dtype: torch.dtype, *, apart: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The experts of each token (N, 2) and the weights of their outputs (N, 2, in `dtype`).
 
     Padding has no expert; all first choices are served before any second one, each while its expert has
-    room. Where there is none, the expert is E, which stands for none, and the weight 0.
+    room. Where there is none, the expert is E, which stands for none, and the weight 0. Tokens that are
+    `apart` have nothing to do with each other, as if each came alone.
     """
     num_tokens, num_experts = logits_NE.shape
     probabilities = logits_NE.softmax(-1).to(dtype)
@@ -62,7 +76,10 @@ def route_top2(
     if rules.normalise_first:
         weight_N2 = _sum_to_one(weight_N2)
     order = probabilities.amax(-1).neg().argsort() if rules.strongest_first else None
-    kept_N2 &= _places(expert_N2, kept_N2, num_experts, order) < rules.capacity(num_tokens)
+    if apart:  # two choices are two experts, so both are the first there
+        kept_N2 &= rules.capacity(1) > 0
+    else:
+        kept_N2 &= _places(expert_N2, kept_N2, num_experts, order) < rules.capacity(num_tokens)
     weight_N2 = weight_N2 * kept_N2
     if not rules.normalise_first:
         weight_N2 = _sum_to_one(weight_N2)
@@ -87,6 +104,9 @@ def _places(expert_N2: Tensor, kept_N2: Tensor, num_experts: int, order: Tensor 
 
 class NllbMoeRouter(nn.Module):
     """Chooses two experts for each token, in the config's router type (float32 unless it says otherwise)."""
+
+    apart = False
+    """Whether the tokens of a pass have nothing to do with each other: see route_top2."""
 
     def __init__(self, config: NllbMoeConfig, classifier: nn.Linear) -> None:
         super().__init__()
@@ -118,7 +138,7 @@ class NllbMoeRouter(nn.Module):
             # What the last query may not see is padding. While generating, Q is 1 and K all tokens so far:
             # then the newest B entries count, as in 4.57.6.
             padding_N = mask_B1QK[:, :, -1, :].reshape(-1)[-len(hidden_ND) :].bool()
-        return route_top2(logits_NE, padding_N, self.rules, hidden_ND.dtype)
+        return route_top2(logits_NE, padding_N, self.rules, hidden_ND.dtype, apart=self.apart)
 
 
 class NllbMoeSparseMLP(nn.Module):
@@ -131,11 +151,48 @@ class NllbMoeSparseMLP(nn.Module):
         self.ffn_dim = ffn_dim
         self.router = NllbMoeRouter(config, classifier)
 
-    def forward(self, hidden_BSD: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """(B, S, D) to (B, S, D); zero for padding and for tokens dropped by both experts."""
+    def forward(self, hidden_BSD: Tensor, mask: object = None) -> Tensor:
+        """(B, S, D) to (B, S, D); zero for padding and for tokens dropped by both experts.
+
+        A mask that is no tensor knows of no padding.
+        """
         hidden_ND = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
-        expert_N2, weight_N2 = self.router(hidden_ND, padding_mask)
+        expert_N2, weight_N2 = self.router(hidden_ND, mask if isinstance(mask, Tensor) else None)
         return self.routed_experts(hidden_ND, expert_N2, weight_N2).view(hidden_BSD.shape)
+
+
+class PositionsApart(nn.Module):
+    """Around a decoder's embedding of positions: where tokens are `apart`, each has one of its own sequence."""
+
+    apart = False
+
+    def __init__(self, table: NllbMoeSinusoidalPositionalEmbedding, pages: HasPositions) -> None:
+        super().__init__()
+        self.table = table
+        self._pages = pages
+
+    def forward(self, input_ids_T1: Tensor, *others: object) -> Tensor:
+        """(T, 1, D). Padding tokens have no position, as in the family's own."""
+        if not self.apart:
+            own: Tensor = self.table(input_ids_T1, *others)
+            return own
+        padding: int = self.table.padding_idx  # type: ignore[assignment]
+        place_T1 = self._pages.positions[:, None] + padding + 1
+        place_T1 = place_T1.masked_fill(input_ids_T1 == padding, padding)
+        return self.table.weights[place_T1]
+
+
+def set_apart(model: PreTrainedModel, pages: HasPositions) -> list[PositionsApart | NllbMoeRouter]:
+    """What has to be told, by `apart`, that a decoder's tokens, one in each row, have nothing to do with each
+    other; in other families nothing has. May be called again, with other pages.
+    """
+    decoder: Any = model.get_decoder()
+    if not isinstance(decoder, NllbMoeDecoder):
+        return []
+    positions: Any = decoder.embed_positions
+    table = positions.table if isinstance(positions, PositionsApart) else positions
+    decoder.embed_positions = PositionsApart(table, pages)
+    return [m for m in decoder.modules() if isinstance(m, PositionsApart | NllbMoeRouter)]
 
 
 def empty_nllb_moe(model: PreTrainedModel) -> None:

@@ -123,7 +123,7 @@ def answers(engine: Engine, batch: Batch) -> list[Answer | None]:
 
 def logits(engine: Engine, prompt: int) -> Tensor:
     """(1, S, V) of a prompt."""
-    engine.gating.begin("logits")
+    engine.gating.begin(["logits"])
     return all_logits(engine.loaded.model, [PROMPTS[prompt]])
 
 

@@ -28,7 +28,7 @@ def random_step(draw: random.Random, layers: Sequence[int], num_experts: int, to
 
 def play(gating: Gating, sequence: str, step: Sequence[Routing]) -> list[list[Prediction]]:
     """Report one pass; what was predicted after each of its layers."""
-    gating.begin(sequence)
+    gating.begin([sequence])
     return [list(gating.predict(one)) for one in step]
 
 

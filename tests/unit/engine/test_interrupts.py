@@ -31,7 +31,7 @@ class Striking(OnDemand):
         self.due_in: int | None = None
         self.exits = False
 
-    def begin(self, sequence: str) -> None:
+    def begin(self, sequences: Sequence[str]) -> None:
         if self.due_in is not None:
             self.due_in -= 1
 

@@ -36,7 +36,7 @@ class Scripted:
         self.asked = 0
         self.looked_ahead = 0
 
-    def begin(self, sequence: str) -> None: ...
+    def begin(self, sequences: Sequence[str]) -> None: ...
 
     def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:
         self.looked_ahead += 1

@@ -134,7 +134,7 @@ class PreGated:
         self._gates = gates  # (E, D): gates[i] chooses for layer i + 1
         self._top_k = top_k
 
-    def begin(self, sequence: str) -> None:
+    def begin(self, sequences: Sequence[str]) -> None:
         pass
 
     def look_ahead(self, layer: int, hidden: Tensor) -> Tensor | None:
@@ -153,7 +153,7 @@ def test_a_pre_gated_model_selects_the_next_layer_through_the_same_protocol() ->
     gating: Gating = PreGated(list(gates), TOP_K)
     hidden = torch.randn(5, 8, generator=generator)
     selected = torch.zeros(5, TOP_K, dtype=torch.int64)
-    gating.begin("a")
+    gating.begin(["a"])
     for layer in range(4):
         ahead = gating.look_ahead(layer, hidden)
         rows = () if ahead is None else ahead.tolist()

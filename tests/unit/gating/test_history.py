@@ -8,7 +8,7 @@ TOKEN = [[0]]
 
 
 def run(histories: Histories, sequence: str, layers: Iterable[int]) -> list[Context | None]:
-    histories.begin(sequence)
+    histories.begin([sequence])
     found = []
     for layer in layers:
         histories.add(layer, TOKEN)
@@ -67,8 +67,8 @@ def test_sequences_keep_their_own_past_and_the_longest_paused_is_forgotten() -> 
     histories = Histories(3, 2)
     run(histories, "a", (0, 1))
     run(histories, "b", (0,))
-    histories.begin("a")
+    histories.begin(["a"])
     assert [s.layer for s in histories.add(0, TOKEN)] == [0, 1, 0]
     run(histories, "c", (0,))
-    histories.begin("b")
+    histories.begin(["b"])
     assert [s.layer for s in histories.add(0, TOKEN)] == [0]

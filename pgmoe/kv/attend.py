@@ -1,0 +1,99 @@
+"""Attention of packed tokens over the pool: torch's own, called for a few sequences or a chunk at a time.
+
+Shape letters: T tokens of the pass, B sequences, N tokens of each that look, L tokens that each looks at,
+H heads of keys and values, G heads of queries for each of these, D width of keys, V of values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pgmoe.kv.pool import LayerPages
+from pgmoe.kv.reads import Read
+
+Expand = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""What is kept of tokens, (B, H, L, D) and (B, H, L, V), to keys and values of all heads, of the same form."""
+
+
+def attend(
+    queries_TQD: Tensor,
+    pages: LayerPages,
+    reads: Sequence[Read],
+    scale: float,
+    sinks_Q: Tensor | None = None,
+    expand: Expand | None = None,
+) -> Tensor:
+    """Softmax of scaled scores over what `reads` say, times values -> (T, Q, V), Q = H * G query heads.
+
+    `sinks_Q`: a score for each head that takes its part of the softmax and gives nothing (gpt-oss); the reads
+    have to be made for it.
+    """
+    if len(reads) == 1 and isinstance(reads[0].rows, slice):  # all tokens of the pass, in their order
+        return _one_call(queries_TQD[reads[0].rows], pages, reads[0], scale, sinks_Q, expand)
+    out_TQV: Tensor | None = None
+    for read in reads:
+        got_RQV = _one_call(queries_TQD[read.rows], pages, read, scale, sinks_Q, expand)
+        if out_TQV is None:
+            out_TQV = got_RQV.new_empty(len(queries_TQD), *got_RQV.shape[1:])
+        out_TQV[read.rows] = got_RQV
+    assert out_TQV is not None
+    return out_TQV
+
+
+def _one_call(
+    q_RQD: Tensor,
+    pages: LayerPages,
+    read: Read,
+    scale: float,
+    sinks_Q: Tensor | None,
+    expand: Expand | None,
+) -> Tensor:
+    """(B * N, Q, D) to (B * N, Q, V)."""
+    num_sequences, lone = read.num_sequences, len(q_RQD) == read.num_sequences
+    k_BHLD, v_BHLV = _taken(pages.keys, read), _taken(pages.values, read)
+    if expand is not None:
+        k_BHLD, v_BHLV = expand(k_BHLD, v_BHLV)
+    num_kv, value_width = k_BHLD.shape[1], v_BHLV.shape[3]
+    num_rows, num_heads, width = q_RQD.shape
+    if value_width < width:  # torch's fused attention takes equal widths alone; zeros add nothing
+        v_BHLV = functional.pad(v_BHLV, (0, width - value_width))
+    groups = num_heads // num_kv
+    mask = _mask(read, num_kv, groups, sinks_Q)
+    if lone:  # the heads of a group look at the same keys: as tokens do
+        q = q_RQD.view(num_sequences, num_kv, groups, width)
+        k, v = k_BHLD, v_BHLV
+    else:
+        q = q_RQD.view(num_rows, num_kv, groups, width).permute(1, 2, 0, 3)
+        k, v = (x[0][:, None].expand(-1, groups, -1, -1) for x in (k_BHLD, v_BHLV))
+    out = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=read.causal, scale=scale)
+    out = out[..., :value_width]
+    return (out if lone else out.permute(2, 0, 1, 3)).reshape(num_rows, num_heads, value_width)
+
+
+def _taken(pool_PHD: Tensor, read: Read) -> Tensor:
+    """(B, H, L, D): a view where the places follow each other."""
+    places = read.places
+    taken = pool_PHD[places] if isinstance(places, slice) else pool_PHD.index_select(0, places)
+    return taken.view(read.num_sequences, -1, *pool_PHD.shape[1:]).transpose(1, 2)
+
+
+def _mask(read: Read, num_kv: int, groups: int, sinks_Q: Tensor | None) -> Tensor | None:
+    """What is added to the scores, in the form that they have in `_one_call`; it may broadcast over heads."""
+    mask_BHNL = read.mask_BHNL
+    if mask_BHNL is None:
+        return None
+    num_sequences, num_heads, num_tokens, _ = mask_BHNL.shape
+    if sinks_Q is not None:
+        num_heads = len(sinks_Q)
+        sink_1Q11 = sinks_Q.to(mask_BHNL.dtype)[None, :, None, None]
+        shape = (num_sequences, num_heads, num_tokens, -1)
+        mask_BHNL = torch.cat([mask_BHNL.expand(shape), sink_1Q11.expand(*shape[:3], 1)], dim=3)
+    if num_heads == 1:
+        return mask_BHNL
+    if num_tokens == 1:
+        return mask_BHNL.reshape(num_sequences, num_kv, groups, -1)
+    return mask_BHNL.reshape(num_kv, groups, num_tokens, -1)
