@@ -5,8 +5,8 @@ share blocks, so each is held so many times, and is free when nobody holds it.
 
 Full blocks can be registered as prefixes. What a block holds depends on all the tokens before it, so it is
 known by its own tokens and by what its parent holds (`_Content`); dictionaries compare the tokens themselves,
-so two prefixes are never taken for each other. A registered block keeps its content when it is freed, until it
-is taken for something else.
+so two prefixes are never taken for each other. A registered block keeps its content when it is freed, until
+it is taken for something else.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class BlockManager:
                 self._blank.append(block)
 
     def replace_shared(self, block: int) -> int:
-        """Copy on write: another block for one holder of a shared one, who copies the content, then writes."""
+        """Copy on write: another block for one holder of a shared one, who copies it, then writes."""
         assert self.is_shared(block), f"block {block} is not shared"
         self._holders[block] -= 1
         return self.take(1)[0]
@@ -143,8 +143,8 @@ class BlockManager:
         """Make a full block, whose tokens have been computed, part of the prefixes that are found.
 
         `parent` is the registered block before it, None for the first, which alone has a salt. Returns the
-        block to hold from now on: where another had the same content already, that one, held once more in place
-        of `block`.
+        block to hold from now on: where another had the same content already, that one, held once more in
+        place of `block`.
         """
         assert len(token_ids) == self.block_tokens, f"{len(token_ids)} tokens do not fill a block"
         assert self._holders[block], f"block {block} is free"
