@@ -1,83 +1,230 @@
-"""Who runs next. Knows names of requests and the bytes that each may come to hold: no model, no clock."""
+"""Who runs next. Knows names of sequences, their tokens and blocks: no model, no device, no clock."""
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 
+from pgmoe.engine.kv_memory import KvMemory
+from pgmoe.engine.schedule import BlockPairs, Chunk, NewSequence, SchedulerLimits, SchedulerOutput
+from pgmoe.engine.scheduled_sequence import ScheduledSequence
+from pgmoe.engine.step_plan import StepPlan
+from pgmoe.engine.waiting_queue import WaitingQueue
 from pgmoe.errors import EngineOverloaded
 
 
-@dataclass(frozen=True)
-class SchedulerOutput:
-    """The requests whose tokens the next step computes; today one at most."""
-
-    request_ids: tuple[str, ...]
+def _never_pays(num_computed_tokens: int) -> bool:
+    return False
 
 
 class Scheduler:
-    """First come, first served into `max_running` places; who has one gets every `max_running`-th step.
+    """Continuous batching: each step computes the next token of all who run, and so much of prompts.
 
-    All running requests' bytes together stay within `kv_capacity`. The first in the queue waits until its own
-    fit, and those behind wait with it: so it gets its place as soon as those that run leave enough.
+    A sequence has tokens that are computed and tokens that are left; prompts, answers and what has to be
+    computed again differ in nothing else. A step is `schedule`, `complete` with the chunks that were
+    computed, `append` of the tokens sampled from them. Who is done is taken out by `finish`.
+
+    Sequences run in `max_running` places. Who is most urgent (lowest priority, then earliest arrival) gets
+    blocks first; if there are none, the least urgent one gives way and waits again. So whoever is the most
+    urgent of all comes to its end, then the next: everybody ends if everybody fits alone.
     """
 
-    def __init__(self, max_running: int, max_waiting: int, kv_capacity: int | None = None) -> None:
-        """`kv_capacity` None: no limit."""
-        self._max_running = max_running
-        self._max_waiting = max_waiting
-        self._kv_capacity = kv_capacity
-        self._kv_bytes: dict[str, int] = {}
-        self._waiting: deque[str] = deque()
-        self._running: deque[str] = deque()
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        *,
+        swap_pays: Callable[[int], bool] = _never_pays,
+        prefer: Callable[[Sequence[str]], str | None] | None = None,
+    ) -> None:
+        """`swap_pays` is asked whether so many computed tokens are sooner moved to the host and back than
+        computed again. `prefer` gets the waiting sequences of the most urgent class that could be admitted
+        now, in order, and returns the one to be admitted next, or None for the first."""
+        self._limits = limits
+        self._swap_pays = swap_pays
+        self._prefer = prefer
+        self._memory = KvMemory(limits.num_blocks, limits.block_tokens, limits.num_host_blocks)
+        self._sequences: dict[str, ScheduledSequence] = {}
+        self._running: dict[str, ScheduledSequence] = {}
+        self._waiting = WaitingQueue()
+        self._num_arrivals = 0
+        self.num_preemptions = 0
+        """How often a running sequence had to give way, so far."""
+        self.num_prefix_queries = 0
+        """Tokens of admitted sequences that were looked up in the prefix cache, so far."""
+        self.num_prefix_hits = 0
+        """Those of them that were found."""
 
     @property
     def num_running(self) -> int:
-        """Requests with a place."""
-        return len(self._running)
+        """Places that are taken."""
+        return sum(sequence.places for sequence in self._running.values())
 
     @property
     def num_waiting(self) -> int:
-        """Requests without one."""
-        return len(self._waiting)
+        """Places that waiting sequences ask for, those included that ran before."""
+        return sum(sequence.places for sequence in self._waiting)
 
     @property
-    def reserved_bytes(self) -> int:
-        """Of the capacity, what running requests hold or may yet come to hold."""
-        return sum(self._kv_bytes[request_id] for request_id in self._running)
+    def num_free_blocks(self) -> int:
+        """Device blocks that no sequence holds, though they may hold prefixes."""
+        return self._memory.num_free
 
-    def add(self, request_id: str, kv_bytes: int = 0) -> None:
-        """Put a request of so many bytes, at most the capacity, at the end of the queue.
+    @property
+    def num_used_blocks(self) -> int:
+        """Device blocks that sequences hold; shared ones count once."""
+        return self._memory.num_used
 
-        Raises EngineOverloaded, changing nothing, if it is full.
+    def cached_tokens(self, sequence_id: str) -> int:
+        """Tokens of its prompt that came from the prefix cache when it was first admitted; 0 before."""
+        return self._sequences[sequence_id].cached_tokens or 0
+
+    def add(self, new: NewSequence) -> None:
+        """Put a sequence at the end of its priority's queue.
+
+        Raises EngineOverloaded, changing nothing, if too few places, running and waiting, are left for it.
+        Asserts that it could run if it were alone.
         """
-        assert self._kv_capacity is None or kv_bytes <= self._kv_capacity, (kv_bytes, self._kv_capacity)
-        limit = self._max_running + self._max_waiting
-        if self.num_running + self.num_waiting >= limit:
+        assert new.sequence_id not in self._sequences, f"{new.sequence_id!r} is there already"
+        assert new.token_ids, "nothing to compute"
+        assert new.max_chunk is None or new.max_chunk > 0, new.max_chunk
+        assert 1 <= new.num_branches <= self._limits.max_running, new.num_branches
+        limit = self._limits.max_running + self._limits.max_waiting
+        if self.num_running + self.num_waiting + new.num_branches > limit:
             raise EngineOverloaded(
                 f"{self.num_running} requests run and {self.num_waiting} wait, the limit is {limit}; "
                 "try again later"
             )
-        self._waiting.append(request_id)
-        self._kv_bytes[request_id] = kv_bytes
+        depends_on_more = new.num_context_tokens or new.num_fixed_blocks
+        sequence = ScheduledSequence(
+            sequence_id=new.sequence_id,
+            new=new,
+            token_ids=list(new.token_ids),
+            arrival=self._num_arrivals,
+            places=new.num_branches,
+            patience=self._limits.max_passed_over,
+            shares_prefix=self._limits.prefix_cache and new.shares_prefix and not depends_on_more,
+        )
+        assert self._memory.fits_alone(sequence), f"{new} does not fit into {self._limits.num_blocks} blocks"
+        self._num_arrivals += new.num_branches
+        self._sequences[new.sequence_id] = sequence
+        self._waiting.push(sequence)
 
-    def remove(self, request_id: str) -> None:
-        """Take a request out, wherever it is; its place and its bytes are free at once."""
-        queue = self._running if request_id in self._running else self._waiting
-        queue.remove(request_id)
-        del self._kv_bytes[request_id]
+    def schedule(self, max_prompt_tokens: int) -> SchedulerOutput:
+        """The next step. What it says about blocks is already so when this returns.
 
-    def schedule(self) -> SchedulerOutput:
-        """Whose turn it is. Newcomers join the round at its end: a stream of short ones delays nobody."""
-        while self._waiting and self._has_room_for(self._waiting[0]):
-            self._running.append(self._waiting.popleft())
-        if not self._running:
-            return SchedulerOutput(())
-        self._running.rotate(-1)
-        return SchedulerOutput((self._running[-1],))
+        All running sequences with one token left get it. Those with more, and after them newly admitted ones,
+        get at most `max_prompt_tokens`, at least 1, together. As long as each running one has tokens left, a
+        chunk comes out wherever anybody runs or waits. Asserts that who lacks blocks would fit alone.
+        """
+        assert max_prompt_tokens > 0, max_prompt_tokens
+        step = StepPlan(max_prompt_tokens)
+        by_urgency = sorted(self._running.values(), key=lambda sequence: sequence.urgency)
+        for sequence in by_urgency:
+            if sequence.num_left == 1 and sequence.sequence_id in self._running:
+                self._give(step, sequence, 1)
+        for sequence in by_urgency:
+            if sequence.num_left > 1 and sequence.sequence_id in self._running:
+                self._give_prompt_tokens(step, sequence)
+        # Whoever was admitted now might take the very blocks for which another gave way. Besides, no block is
+        # then swapped in before it is read for a swap out or a copy.
+        if not step.preempts:
+            self._admit(step)
+        return step.output()
 
-    def _has_room_for(self, request_id: str) -> bool:
-        if self.num_running >= self._max_running:
-            return False
-        after = self.reserved_bytes + self._kv_bytes[request_id]
-        return self._kv_capacity is None or after <= self._kv_capacity
+    def complete(self, chunks: Iterable[Chunk]) -> None:
+        """Note that these chunks of the last step were computed; others will be scheduled again."""
+        for chunk in chunks:
+            sequence = self._running[chunk.sequence_id]
+            assert chunk.start == sequence.num_computed, f"{chunk} is not what comes next"
+            sequence.num_computed += len(chunk.token_ids)
+            self._memory.register(sequence)
+
+    def append(self, sequence_id: str, token_id: int) -> None:
+        """Add a token to a sequence; it is computed in a later step."""
+        self._sequences[sequence_id].token_ids.append(token_id)
+
+    def fork(self, sequence_id: str, new_id: str) -> None:
+        """Start another answer, `new_id`, to the same prompt: it runs at once, in a place kept for it.
+
+        To be called when the whole prompt is computed, before anything is appended.
+        """
+        sequence = self._running[sequence_id]
+        assert new_id not in self._sequences, f"{new_id!r} is there already"
+        assert not sequence.num_left, f"{sequence_id!r} has {sequence.num_left} tokens left to compute"
+        branch = sequence.branch(new_id)
+        self._memory.share(sequence, branch)
+        self._sequences[new_id] = self._running[new_id] = branch
+
+    def finish(self, sequence_id: str) -> None:
+        """Take a sequence out, wherever it is. Its blocks and places, also those kept for branches that were
+        not forked, are free at once."""
+        sequence = self._sequences.pop(sequence_id)
+        if self._running.pop(sequence_id, None) is None:
+            self._waiting.remove(sequence_id)
+        self._memory.release(sequence)
+
+    def check_integrity(self) -> None:
+        """Assert that all invariants hold; for tests."""
+        assert self.num_running <= self._limits.max_running
+        assert self._sequences.keys() == self._running.keys() | {s.sequence_id for s in self._waiting}
+        assert len(self._sequences) == len(self._running) + len(self._waiting), "somebody runs and waits"
+        assert all(sequence.blocks for sequence in self._running.values())
+        assert not any(sequence.blocks for sequence in self._waiting)
+        self._memory.check_integrity(self._sequences.values())
+
+    def _give(self, step: StepPlan, sequence: ScheduledSequence, count: int) -> None:
+        """Let it compute so many tokens. Less urgent ones give way, or itself if there are none."""
+        while self._memory.num_missing(sequence, count) > self._memory.num_free:
+            assert self._memory.fits_alone(sequence), f"{sequence.sequence_id!r} has outgrown all blocks"
+            victim = max(self._running.values(), key=lambda other: other.urgency)
+            self._preempt(step, victim)
+            if victim is sequence:
+                return
+        copies = self._memory.extend(sequence, count)
+        step.compute(sequence.chunk(count, self._limits.block_tokens), copies)
+
+    def _give_prompt_tokens(self, step: StepPlan, sequence: ScheduledSequence) -> None:
+        count = min(sequence.num_left, step.tokens_left, sequence.new.max_chunk or sequence.num_left)
+        if count:
+            step.tokens_left -= count
+            self._give(step, sequence, count)
+
+    def _preempt(self, step: StepPlan, victim: ScheduledSequence) -> None:
+        del self._running[victim.sequence_id]
+        self.num_preemptions += 1
+        blocks = victim.blocks
+        swaps_out: BlockPairs = ()
+        if self._memory.can_swap_out(victim) and self._swap_pays(victim.num_computed):
+            swaps_out = self._memory.swap_out(victim)
+        else:
+            self._memory.release(victim)
+        step.preempt(victim, blocks, swaps_out)
+        victim.preempted = True
+        self._waiting.push(victim)
+
+    def _admit(self, step: StepPlan) -> None:
+        while step.tokens_left and (sequence := self._next_to_admit()) is not None:
+            self._waiting.admit(sequence)
+            self._running[sequence.sequence_id] = sequence
+            step.swap_in(self._memory.place(sequence))
+            if sequence.cached_tokens is None:
+                sequence.cached_tokens = sequence.num_computed
+                self.num_prefix_queries += len(sequence.token_ids) if sequence.shares_prefix else 0
+                self.num_prefix_hits += sequence.num_computed
+            self._give_prompt_tokens(step, sequence)
+
+    def _next_to_admit(self) -> ScheduledSequence | None:
+        """The first who waits, if it can be admitted, or one of its class that is preferred."""
+        head = self._waiting.head()
+        if head is None or not self._can_admit(head):
+            return None
+        if self._prefer is None:
+            return head
+        admissible = [sequence for sequence in self._waiting.peers(head) if self._can_admit(sequence)]
+        preferred = self._prefer([sequence.sequence_id for sequence in admissible])
+        if preferred is None:
+            return head
+        return next(sequence for sequence in admissible if sequence.sequence_id == preferred)
+
+    def _can_admit(self, sequence: ScheduledSequence) -> bool:
+        has_places = self.num_running + sequence.places <= self._limits.max_running
+        return has_places and self._memory.has_room_for(sequence)

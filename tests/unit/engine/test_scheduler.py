@@ -1,202 +1,224 @@
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pgmoe.engine.scheduler import Scheduler
+from pgmoe.engine.schedule import Chunk, SchedulerOutput
 from pgmoe.errors import EngineOverloaded
-
-
-def scheduler_with(*request_ids: str, max_running: int = 3, max_waiting: int = 8) -> Scheduler:
-    scheduler = Scheduler(max_running, max_waiting)
-    for request_id in request_ids:
-        scheduler.add(request_id)
-    return scheduler
-
-
-def turns(scheduler: Scheduler, num_steps: int) -> str:
-    return "".join(r for _ in range(num_steps) for r in scheduler.schedule().request_ids)
+from tests.support.scheduling import ANY, add, only, scheduler_with, sizes, step
 
 
 def test_nothing_is_scheduled_where_nobody_asks() -> None:
-    assert Scheduler(1, 0).schedule().request_ids == ()
+    assert scheduler_with().schedule(ANY) == SchedulerOutput()
 
 
-def test_running_requests_take_turns_and_others_wait() -> None:
-    scheduler = scheduler_with("a", "b", "c", "d")
-    assert turns(scheduler, 7) == "abcabca"
-    assert (scheduler.num_running, scheduler.num_waiting) == (3, 1)
+def test_a_prompt_is_computed_then_its_answer_token_by_token() -> None:
+    scheduler = scheduler_with()
+    add(scheduler, "a", token_ids=(7, 8, 9))
+    assert only(step(scheduler)) == Chunk(sequence_id="a", token_ids=(7, 8, 9), start=0, blocks=(0,))
+    assert only(step(scheduler)) == Chunk(sequence_id="a", token_ids=(0,), start=3, blocks=(0,))
+    assert only(step(scheduler)) == Chunk(sequence_id="a", token_ids=(3,), start=4, blocks=(0, 1))
 
 
-def test_a_free_place_goes_to_the_one_that_waited_longest() -> None:
-    scheduler = scheduler_with("a", "b", "c", "d", max_running=1)
-    seen = ""
-    for _ in range(4):
-        seen += turns(scheduler, 2)
-        scheduler.remove(seen[-1])
-    assert seen == "aabbccdd"
+def test_a_long_prompt_is_computed_in_chunks_of_which_the_last_samples() -> None:
+    scheduler = scheduler_with()
+    add(scheduler, "a", 10)
+    chunks = [only(step(scheduler, 4)) for _ in range(4)]
+    assert [(chunk.start, len(chunk.token_ids), chunk.samples) for chunk in chunks] == [
+        (0, 4, False),
+        (4, 4, False),
+        (8, 2, True),
+        (10, 1, True),
+    ]
+    assert [len(chunk.blocks) for chunk in chunks] == [1, 2, 3, 3]
 
 
-def test_a_newcomer_joins_at_the_end_of_the_round() -> None:
-    scheduler = scheduler_with("a", "b")
-    assert turns(scheduler, 1) == "a"
-    scheduler.add("c")
-    assert turns(scheduler, 5) == "bacba"
+def test_answers_go_on_while_prompts_share_the_tokens_of_a_step() -> None:
+    scheduler = scheduler_with()
+    add(scheduler, "a", 2)
+    step(scheduler)
+    add(scheduler, "b", 5)
+    add(scheduler, "c", 5)
+    assert sizes(step(scheduler, 3)) == {"a": 1, "b": 3}
+    assert sizes(step(scheduler, 3)) == {"a": 1, "b": 2, "c": 1}
+    output = step(scheduler, 3)
+    assert sizes(output) == {"a": 1, "b": 1, "c": 3}
+    assert [len(chunk.token_ids) for chunk in output.chunks] == [1, 1, 3], "single tokens come first"
 
 
-def test_a_stream_of_one_step_requests_does_not_hold_up_a_long_one() -> None:
-    scheduler = scheduler_with("L", max_running=2)
-    seen = turns(scheduler, 1)
-    for _ in range(10):
-        scheduler.add("s")
-        seen += turns(scheduler, 1)
-        if seen[-1] == "s":
-            scheduler.remove("s")
-    assert seen.count("L") >= 5
+def test_no_chunk_is_longer_than_its_sequence_allows() -> None:
+    scheduler = scheduler_with()
+    add(scheduler, "a", 5, max_chunk=2)
+    add(scheduler, "b", 5)
+    assert sizes(step(scheduler)) == {"a": 2, "b": 5}
+    assert sizes(step(scheduler)) == {"a": 2, "b": 1}
 
 
-@pytest.mark.parametrize("max_waiting", [0, 2])
-def test_one_request_more_than_places_and_queue_is_refused_and_changes_nothing(max_waiting: int) -> None:
-    scheduler = scheduler_with(*"abcd"[: 2 + max_waiting], max_running=2, max_waiting=max_waiting)
-    scheduler.schedule()
-    before = (scheduler.num_running, scheduler.num_waiting)
-    with pytest.raises(EngineOverloaded, match=rf"the limit is {2 + max_waiting}") as caught:
-        scheduler.add("x")
+def test_a_chunk_that_failed_is_scheduled_again() -> None:
+    scheduler = scheduler_with()
+    add(scheduler, "a", 6)
+    failed = scheduler.schedule(4)
+    assert scheduler.schedule(4) == failed
+    scheduler.complete(failed.chunks)
+    assert only(scheduler.schedule(4)).start == 4
+
+
+def test_a_chunk_is_completed_once() -> None:
+    scheduler = scheduler_with()
+    add(scheduler, "a", 6)
+    output = scheduler.schedule(4)
+    scheduler.complete(output.chunks)
+    with pytest.raises(AssertionError, match="not what comes next"):
+        scheduler.complete(output.chunks)
+
+
+def test_several_tokens_may_be_appended_before_a_step_computes_them_together() -> None:
+    scheduler = scheduler_with()
+    add(scheduler, "a", 3)
+    step(scheduler)
+    scheduler.append("a", 42)
+    chunk = only(step(scheduler))
+    assert (chunk.token_ids, chunk.start) == ((0, 42), 3)
+
+
+def test_one_answer_more_than_places_and_queue_is_refused_and_changes_nothing() -> None:
+    scheduler = scheduler_with(max_running=2, max_waiting=1)
+    add(scheduler, "a")
+    add(scheduler, "b")
+    step(scheduler)
+    with pytest.raises(EngineOverloaded, match="2 requests run and 0 wait, the limit is 3") as caught:
+        add(scheduler, "x", num_branches=2)
     assert caught.value.retry_after_s > 0
-    assert (scheduler.num_running, scheduler.num_waiting) == before == (2, max_waiting)
-    scheduler.remove("a")
-    scheduler.add("x")
-    assert scheduler.num_running + scheduler.num_waiting == 2 + max_waiting
+    assert (scheduler.num_running, scheduler.num_waiting) == (2, 0)
+    add(scheduler, "x")
+    with pytest.raises(EngineOverloaded):
+        add(scheduler, "y")
+    scheduler.finish("a")
+    add(scheduler, "y")
+    assert (scheduler.num_running, scheduler.num_waiting) == (1, 2)
 
 
-def test_a_request_may_be_removed_while_it_waits_or_runs() -> None:
-    scheduler = scheduler_with("a", "b", "c", "d", max_running=2)
-    assert turns(scheduler, 1) == "a"
-    scheduler.remove("c")  # waits
-    scheduler.remove("b")  # runs, and would be next
-    assert turns(scheduler, 4) == "adad"
-    scheduler.remove("a")
-    scheduler.remove("d")
-    assert (scheduler.num_running, scheduler.num_waiting) == (0, 0)
+def test_a_sequence_that_would_never_fit_is_not_taken() -> None:
+    scheduler = scheduler_with(num_blocks=2)
+    with pytest.raises(AssertionError, match="does not fit"):
+        add(scheduler, "a", 9)
+    with pytest.raises(AssertionError, match="does not fit"):
+        add(scheduler, "a", 4, num_context_tokens=1, num_fixed_blocks=1)
+    assert scheduler.num_waiting == 0
+
+
+def test_a_sequence_may_fill_all_blocks_but_not_outgrow_them() -> None:
+    scheduler = scheduler_with(num_blocks=2)
+    add(scheduler, "a", 7)
+    step(scheduler)
+    assert only(step(scheduler)).blocks == (0, 1)
+    with pytest.raises(AssertionError, match="outgrown"):
+        scheduler.schedule(ANY)
+
+
+def test_sequences_may_be_finished_while_they_wait_or_run() -> None:
+    scheduler = scheduler_with(max_running=2)
+    for name in "abcd":
+        add(scheduler, name)
+    assert sizes(step(scheduler)) == {"a": 1, "b": 1}
+    scheduler.finish("c")
+    scheduler.finish("b")
+    assert sizes(step(scheduler)) == {"a": 1, "d": 1}
+    scheduler.finish("a")
+    scheduler.finish("d")
+    assert (scheduler.num_running, scheduler.num_waiting, scheduler.num_used_blocks) == (0, 0, 0)
+
+
+def test_lower_priorities_come_first_and_in_each_who_came_first() -> None:
+    scheduler = scheduler_with(max_running=1)
+    for name, priority in {"a": 1, "b": 0, "c": 1, "d": 0, "e": -1}.items():
+        add(scheduler, name, priority=priority)
+    order = ""
+    for _ in range(5):
+        order += (name := only(step(scheduler)).sequence_id)
+        scheduler.finish(name)
+    assert order == "ebdac"
 
 
 def test_who_does_not_fit_now_waits_and_those_behind_wait_with_it() -> None:
-    scheduler = Scheduler(4, 8, kv_capacity=10)
-    for name, kv_bytes in {"a": 6, "b": 5, "c": 1}.items():
-        scheduler.add(name, kv_bytes)
-    assert turns(scheduler, 3) == "aaa"
-    assert (scheduler.reserved_bytes, scheduler.num_running, scheduler.num_waiting) == (6, 1, 2)
-    scheduler.remove("a")
-    assert turns(scheduler, 4) == "bcbc"
-    assert scheduler.reserved_bytes == 6
-    scheduler.remove("c")
-    scheduler.remove("b")
-    assert scheduler.reserved_bytes == 0
+    scheduler = scheduler_with(num_blocks=4)
+    for name, num_tokens in {"a": 8, "b": 7, "c": 1}.items():
+        add(scheduler, name, num_tokens)
+    assert sizes(step(scheduler)) == {"a": 8}, "b needs two blocks, and a has one for its next token"
+    scheduler.finish("a")
+    assert sizes(step(scheduler)) == {"b": 7, "c": 1}
 
 
-def test_a_waiting_request_that_leaves_lets_the_next_in() -> None:
-    scheduler = Scheduler(4, 8, kv_capacity=10)
-    for name, kv_bytes in {"a": 6, "b": 5, "c": 4}.items():
-        scheduler.add(name, kv_bytes)
-    assert turns(scheduler, 2) == "aa"
-    scheduler.remove("b")
-    assert turns(scheduler, 3) == "aca"
+def test_a_waiting_sequence_that_leaves_lets_the_next_in() -> None:
+    scheduler = scheduler_with(num_blocks=4)
+    for name, num_tokens in {"a": 8, "b": 7, "c": 3}.items():
+        add(scheduler, name, num_tokens)
+    step(scheduler)
+    scheduler.finish("b")
+    assert sizes(step(scheduler)) == {"a": 1, "c": 3}
 
 
-CAPACITY = 12
+def test_who_was_passed_over_often_enough_is_admitted_next() -> None:
+    scheduler = scheduler_with(max_running=1, max_passed_over=2)
+    add(scheduler, "z", priority=9)
+    order = ""
+    for name in "abcd":
+        add(scheduler, name)
+        order += (admitted := only(step(scheduler)).sequence_id)
+        scheduler.finish(admitted)
+    assert order == "abzc"
 
 
-class AnyLife(RuleBasedStateMachine):
-    """Requests come, take steps and go in any order; `waited` counts each one's steps without a turn."""
-
-    @initialize(max_running=st.integers(1, 4), max_waiting=st.integers(0, 4))
-    def begin(self, max_running: int, max_waiting: int) -> None:
-        self.max_running, self.max_waiting = max_running, max_waiting
-        self.scheduler = Scheduler(max_running, max_waiting, CAPACITY)
-        self.kv_bytes: dict[str, int] = {}  # of all present
-        self.arrived: list[str] = []  # without a turn so far, in order of arrival
-        self.waited: dict[str, int] = {}  # of those that had a turn
-        self.names = map(str, itertools.count())
-
-    @rule(kv_bytes=st.integers(0, CAPACITY))
-    def add(self, kv_bytes: int) -> None:
-        name = next(self.names)
-        try:
-            self.scheduler.add(name, kv_bytes)
-        except EngineOverloaded:
-            assert len(self.arrived) + len(self.waited) == self.max_running + self.max_waiting
-        else:
-            self.arrived.append(name)
-            self.kv_bytes[name] = kv_bytes
-
-    @rule()
-    def step(self) -> None:
-        scheduled = self.scheduler.schedule().request_ids
-        assert len(scheduled) == min(1, len(self.arrived) + len(self.waited))
-        for name in scheduled:
-            if name not in self.waited:
-                assert name == self.arrived.pop(0), "first come, first served"
-        self.waited = {name: steps + 1 for name, steps in self.waited.items()} | dict.fromkeys(scheduled, 0)
-
-    @precondition(lambda self: self.arrived or self.waited)
-    @rule(data=st.data())
-    def remove(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from([*self.arrived, *self.waited]))
-        self.scheduler.remove(name)
-        del self.kv_bytes[name]
-        if self.waited.pop(name, None) is None:
-            self.arrived.remove(name)
-
-    @invariant()
-    def nobody_starves(self) -> None:
-        assert all(steps < self.max_running for steps in self.waited.values()), self.waited
-
-    @invariant()
-    def bytes_are_those_of_who_runs_and_never_above_capacity(self) -> None:
-        running = [*self.waited, *self.arrived[: self.scheduler.num_running - len(self.waited)]]
-        assert self.scheduler.reserved_bytes == sum(self.kv_bytes[name] for name in running) <= CAPACITY
-
-    @invariant()
-    def counts_are_those_of_the_requests_present(self) -> None:
-        assert self.scheduler.num_running <= self.max_running
-        assert self.scheduler.num_running + self.scheduler.num_waiting == len(self.arrived) + len(self.waited)
-        assert self.scheduler.num_running >= len(self.waited)
+def test_who_ran_out_of_patience_gives_way_to_nobody_who_came_later() -> None:
+    scheduler = scheduler_with(num_blocks=4, max_passed_over=1, max_running=2)
+    add(scheduler, "z", 7, priority=9)
+    add(scheduler, "a", 7)
+    add(scheduler, "b", 7)
+    assert sizes(step(scheduler)) == {"a": 7, "z": 7}
+    step(scheduler)
+    assert step(scheduler).preempted == ("a",)
 
 
-TestAnyLife = AnyLife.TestCase
-TestAnyLife.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+def test_a_choice_among_equals_may_be_left_to_others() -> None:
+    asked: list[list[str]] = []
+
+    def last(names: Sequence[str]) -> str | None:
+        asked.append(list(names))
+        return names[-1]
+
+    scheduler = scheduler_with(max_running=1, num_blocks=4, prefer=last)
+    add(scheduler, "a", 1)
+    add(scheduler, "b", 16, priority=0)
+    add(scheduler, "c", 1)
+    add(scheduler, "d", 1, priority=1)
+    assert sizes(step(scheduler)) == {"c": 1}
+    assert asked == [["a", "b", "c"]], "d is of another class"
 
 
-@given(st.lists(st.integers(0, CAPACITY), min_size=1, max_size=12), st.integers(1, 5))
-def test_every_request_gets_its_turns_until_all_are_done_whatever_it_takes(
-    sizes: list[int], max_running: int
-) -> None:
-    scheduler = Scheduler(max_running, len(sizes), CAPACITY)
-    left = dict.fromkeys(map(str, range(len(sizes))), 3)
-    for name, size in zip(left, sizes, strict=True):
-        scheduler.add(name, size)
-    for _ in range(3 * len(sizes)):
-        (name,) = scheduler.schedule().request_ids
-        left[name] -= 1
-        if not left[name]:
-            scheduler.remove(name)
-    assert not any(left.values())
-    assert scheduler.reserved_bytes == 0
+def test_only_who_could_be_admitted_now_is_offered_for_choice() -> None:
+    asked: list[list[str]] = []
+
+    def first(names: Sequence[str]) -> str | None:
+        asked.append(list(names))
+        return None
+
+    scheduler = scheduler_with(num_blocks=4, prefer=first)
+    for name, num_tokens in {"a": 7, "b": 14, "c": 3}.items():
+        add(scheduler, name, num_tokens)
+    assert sizes(step(scheduler)) == {"a": 7}
+    assert asked == [["a", "b", "c"]], "b, the first of those left, does not fit"
+    scheduler.finish("b")
+    step(scheduler)
+    assert asked[1:] == [["c"]]
 
 
-@given(num_requests=st.integers(1, 12), max_running=st.integers(1, 5))
-def test_every_request_gets_its_turns_until_all_are_done(num_requests: int, max_running: int) -> None:
-    scheduler = scheduler_with(
-        *map(chr, range(97, 97 + num_requests)), max_running=max_running, max_waiting=12
-    )
-    left = dict.fromkeys(map(chr, range(97, 97 + num_requests)), 3)
-    for _ in range(3 * num_requests):
-        (name,) = scheduler.schedule().request_ids
-        left[name] -= 1
-        if not left[name]:
-            scheduler.remove(name)
-    assert not any(left.values())
+def test_a_choice_passes_over_nobody_more_often_than_the_limit() -> None:
+    scheduler = scheduler_with(max_running=1, max_passed_over=2, prefer=lambda names: names[-1])
+    order = ""
+    for name in "abcdef":
+        add(scheduler, name)
+    for _ in range(6):
+        order += (admitted := only(step(scheduler)).sequence_id)
+        scheduler.finish(admitted)
+    assert order == "feabcd"
