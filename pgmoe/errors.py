@@ -13,6 +13,7 @@
     ├── ModelNotFound          a model name nobody serves here
     ├── EngineOverloaded       too many requests wait already; try again later
     ├── EngineClosed           the engine is shut down
+    │   └── DeviceLost         its device does nothing any more; restart it
     ├── DeadlineExceeded       the request's own deadline passed
     ├── RequestCancelled       its caller, or who stood between, gave the request up
     ├── WeightReadError        bytes that are read while serving could not be had
@@ -81,6 +82,10 @@ class EngineOverloaded(PgmoeError):
 
 class EngineClosed(PgmoeError):
     """The engine was shut down and takes no requests."""
+
+
+class DeviceLost(EngineClosed):
+    """The device has failed for good: the engine is of no use any more."""
 
 
 class DeadlineExceeded(PgmoeError):

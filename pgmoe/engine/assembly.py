@@ -28,6 +28,7 @@ from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.experts.slots import SlotArena
 from pgmoe.experts.trust import GuessTrust
 from pgmoe.gating.make import AUTO, GatingInputs, make_gating
+from pgmoe.kv.pool import LayerShape
 from pgmoe.layout import ExpertLayer
 from pgmoe.memory import return_large_blocks
 from pgmoe.metrics.stats import ExpertStats
@@ -51,6 +52,8 @@ class Assembly:
     ledger: Ledger
     """Told by the MoE layers of each pass which experts were there for whom."""
     memory: MemoryPlan
+    kv_shapes: tuple[LayerShape, ...] | None
+    """What each layer keeps of a token in a pool for all; None where each sequence has a cache of its own."""
     device: torch.device
     dtype: torch.dtype
 
@@ -79,7 +82,8 @@ def assemble(
     dtype = resolve_dtype(config.dtype, plan.layers)
     shape = ExpertShape.of(plan.layers, plan.loaded_bytes(device))
     # Budgets that cannot be honoured fail here, before anything is loaded.
-    memory = plan_memory(config.device_memory, config.kv_memory, shape, measure_needs(plan, config, device))
+    needs = measure_needs(plan, config, device)
+    memory = plan_memory(config.device_memory, config.kv_memory, shape, needs)
     _logger.info("device memory of %s:\n%s", config.name, memory.text())
     accelerator = device.type != "cpu"
     if not accelerator:
@@ -104,7 +108,7 @@ def assemble(
         rules = LimiterRules(least_stall_share=0.0) if accelerator else LimiterRules()
         ledger = _plug(loaded, pool, gating, PrefetchLimiter(bandwidth, rules), stats)
         on_failure.pop_all()
-    return Assembly(loaded, pool, gating, ledger, memory, device, dtype)
+    return Assembly(loaded, pool, gating, ledger, memory, needs.shapes, device, dtype)
 
 
 def _plug(

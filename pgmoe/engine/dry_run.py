@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pgmoe.engine.block_manager import BLOCK_TOKENS
 from pgmoe.engine.kv_size import KvSize
 from pgmoe.engine.live_bytes import LiveBytes
 from pgmoe.engine.model_facts import ModelFacts
@@ -98,7 +99,7 @@ class DryRun:
     def _peak(self, parts: Sequence[Part]) -> int:
         """Bytes that a step of these holds at most."""
         assert self.shapes is not None
-        pool = KvPool(self.shapes, 1, META)
+        pool = KvPool(self.shapes, 1, BLOCK_TOKENS, META)
         pages = Pages(pool)
         runner = PagedRunner(PagedModel(self._model, pages), pages, pool, META, _nobody)
         kept = [tensor for layer in pool.layers for tensor in (layer.keys, layer.values)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pgmoe.kv.pool import BLOCK_TOKENS
+from pgmoe.engine.block_manager import BLOCK_TOKENS
 
 _FIXED_BLOCKS = 64
 """Blocks that a state of constant size is at most counted as, where tokens take nothing."""

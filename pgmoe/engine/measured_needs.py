@@ -6,8 +6,8 @@ import torch
 
 from pgmoe.config import EngineConfig
 from pgmoe.engine.dry_run import DryRun
-from pgmoe.engine.needs import Needs
 from pgmoe.engine.model_facts import check_context, context_of
+from pgmoe.engine.needs import Needs
 from pgmoe.experts.stores.read_plan import plan_reads
 from pgmoe.layout import ExpertLayer
 from pgmoe.models.loader import ModelPlan
@@ -44,5 +44,6 @@ def measure_needs(plan: ModelPlan, config: EngineConfig, device: torch.device) -
         kv=dry_run.kv_size(),
         workspace=workspace,
         max_running=config.max_running,
+        shapes=dry_run.shapes,
         max_model_len=check_context(config.max_model_len, context_of(plan.config)),
     )

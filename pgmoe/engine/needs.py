@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pgmoe.engine.kv_size import KvSize
 from pgmoe.errors import BudgetTooSmall
+from pgmoe.kv.pool import LayerShape
 from pgmoe.units import format_bytes, parse_bytes
 
 USUAL_TOKENS = 2048
@@ -41,6 +42,8 @@ class Needs:
     """Bytes that a step of a sequence of so many tokens holds at most; never falls with its length."""
     max_running: int
     max_model_len: int
+    shapes: tuple[LayerShape, ...] | None = None
+    """What each layer keeps of a token in a pool for all; None where each sequence has a cache of its own."""
 
     def levels(self) -> Iterator[RunningBytes]:
         """What might be made room for, half each time: `max_running` sequences of USUAL_TOKENS first, then

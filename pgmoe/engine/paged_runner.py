@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from pgmoe.engine.device_faults import check_device
 from pgmoe.engine.part import Outcome, Part
 from pgmoe.kv.packed import PackedTokens, Segment
 from pgmoe.kv.pages import Pages
@@ -35,6 +36,7 @@ class PagedRunner:
         try:
             return list(self._pass(parts))
         except Exception as error:  # whatever it is: it is told to whom it concerns
+            check_device(error)
             if len(parts) == 1:
                 return [error]
         return [outcome for part in parts for outcome in self.run([part])]

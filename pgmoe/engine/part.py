@@ -38,7 +38,7 @@ class Runner(Protocol):
     def run(self, parts: Sequence[Part]) -> list[Outcome]:
         """Compute these; one outcome for each. A part that fails changes nothing that others rely on.
 
-        A failed part may be run again unless its outcome is a PgmoeError.
+        Raises DeviceLost.
         """
         ...
 

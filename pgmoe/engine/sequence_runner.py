@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pgmoe.engine.device_faults import check_device
 from pgmoe.engine.part import Outcome, Part
 from pgmoe.errors import GenerationFailed
 from pgmoe.models.kv_argument import kv_argument
@@ -61,6 +62,7 @@ class SequenceRunner:
         try:
             logits_TV, self._caches[part.sequence_id] = self._pass(part, cache)
         except Exception as error:  # whatever it is: it is told to whom it concerns
+            check_device(error)
             return error
         return logits_TV
 

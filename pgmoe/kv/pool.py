@@ -13,10 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCK_TOKENS = 16
-"""Tokens of a block: what is given out, shared and found again at once."""
-
-
 @dataclass(frozen=True)
 class LayerShape:
     """What one layer keeps of a token."""
@@ -55,8 +51,8 @@ class KvPool:
         self,
         shapes: Sequence[LayerShape],
         num_blocks: int,
+        block_tokens: int,
         device: torch.device,
-        block_tokens: int = BLOCK_TOKENS,
     ) -> None:
         self.shapes = tuple(shapes)
         self.device = device

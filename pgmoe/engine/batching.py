@@ -1,0 +1,88 @@
+"""Putting together what runs steps: the pool of keys and values, the runner over it, the scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import Lock
+
+import torch
+
+from pgmoe.config import EngineConfig
+from pgmoe.engine.assembly import Assembly
+from pgmoe.engine.billing import Billing
+from pgmoe.engine.block_manager import BLOCK_TOKENS
+from pgmoe.engine.block_mover import BlockMover
+from pgmoe.engine.free_memory import allocating
+from pgmoe.engine.pace import StepPace
+from pgmoe.engine.paged_runner import PagedRunner
+from pgmoe.engine.schedule import SchedulerLimits, SchedulerOutput
+from pgmoe.engine.scheduler import Scheduler
+from pgmoe.engine.sequence_runner import SequenceRunner
+from pgmoe.engine.stepper import Stepper
+from pgmoe.kv.pages import Pages
+from pgmoe.kv.pool import KvPool, LayerShape
+from pgmoe.metrics.stats import ExpertStats
+from pgmoe.models.paged import PagedModel
+from pgmoe.units import parse_bytes
+
+_SWAP_BANDWIDTH = 4e9
+"""Bytes per second to host memory, as long as none were swapped."""
+
+
+def build_stepper(
+    config: EngineConfig, assembly: Assembly, stats: ExpertStats, lock: Lock
+) -> tuple[Stepper, Scheduler]:
+    """For an assembled model. Raises ConfigError if there is no memory for its keys and values."""
+    pace = StepPace(config.prefill_chunk, config.max_inter_token_s)
+    begin_pass = _announcer(assembly)
+    billing = Billing(assembly.ledger, stats)
+    if assembly.kv_shapes is None:
+        alone = SequenceRunner(assembly.loaded.model, assembly.device, begin_pass)
+        scheduler = Scheduler(_limits(config, assembly, num_host_blocks=0))
+        return Stepper(scheduler, alone, _nothing_to_move, billing, pace, lock), scheduler
+    num_host_blocks = parse_bytes(config.kv_swap_memory) // assembly.memory.kv.block_bytes
+    pool = _pool(assembly, assembly.kv_shapes, assembly.memory.num_blocks, assembly.device)
+    host = None
+    if num_host_blocks:
+        host = _pool(assembly, assembly.kv_shapes, num_host_blocks, torch.device("cpu"))
+    pages = Pages(pool)
+    model = PagedModel(assembly.loaded.model, pages)
+    runner = PagedRunner(model, pages, pool, assembly.device, begin_pass)
+    block_bytes = assembly.memory.kv.block_bytes
+    mover = BlockMover(pool, host, block_bytes, lambda: pace.prompt_token_s, _SWAP_BANDWIDTH)
+    scheduler = Scheduler(_limits(config, assembly, num_host_blocks), swap_pays=mover.swap_pays)
+    return Stepper(scheduler, runner, mover.move, billing, pace, lock), scheduler
+
+
+def _limits(config: EngineConfig, assembly: Assembly, num_host_blocks: int) -> SchedulerLimits:
+    return SchedulerLimits(
+        max_running=config.max_running,
+        max_waiting=config.max_waiting,
+        num_blocks=assembly.memory.num_blocks,
+        block_tokens=BLOCK_TOKENS,
+        max_passed_over=config.max_passed_over,
+        num_host_blocks=num_host_blocks,
+        prefix_cache=config.prefix_cache and assembly.kv_shapes is not None,
+    )
+
+
+def _pool(
+    assembly: Assembly, shapes: tuple[LayerShape, ...], num_blocks: int, device: torch.device
+) -> KvPool:
+    num_bytes = num_blocks * assembly.memory.kv.block_bytes
+    way_out = "give a smaller kv_memory or max_model_len"
+    with allocating("keys and values", num_bytes, device, way_out):
+        return KvPool(shapes, num_blocks, BLOCK_TOKENS, device)
+
+
+def _announcer(assembly: Assembly) -> Callable[[Sequence[str], Sequence[int]], None]:
+    def begin_pass(sequences: Sequence[str], num_tokens: Sequence[int]) -> None:
+        assembly.gating.begin(sequences)
+        assembly.ledger.begin(sequences, num_tokens)
+
+    return begin_pass
+
+
+def _nothing_to_move(step: SchedulerOutput) -> None:
+    """Sequences with caches of their own share no blocks."""
+    assert not (step.copies or step.swaps_in or step.swaps_out), step
