@@ -2,94 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pgmoe.checks import check, is_finite, is_integer
 from pgmoe.errors import InvalidRequest
+from pgmoe.response_format import ResponseFormat as ResponseFormat
+from pgmoe.sampling_params import MAX_LOGPROBS as MAX_LOGPROBS
+from pgmoe.sampling_params import MAX_STOP_STRINGS as MAX_STOP_STRINGS
+from pgmoe.sampling_params import SamplingParams as SamplingParams
 
 FinishReason = Literal["stop", "length"]
-MAX_LOGPROBS = 20
-MAX_STOP_STRINGS = 16
-
-
-def _check(ok: bool, param: str, value: object, limit: str) -> None:
-    if not ok:
-        raise InvalidRequest(f"{param} must be {limit}, got {value!r}", param)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_finite(value: object) -> bool:
-    return math.isfinite(value) if isinstance(value, float) else _is_integer(value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingParams:
-    """How the next token is chosen. Raises InvalidRequest for a value out of its range."""
-
-    max_tokens: int | None = None
-    """Most tokens to generate; up to the end of the context where None."""
-    temperature: float = 1.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    top_k: int = 0
-    """0 is off."""
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    """Multiplicative, over prompt and answer (arXiv 1909.05858); 1 is off."""
-    presence_penalty: float = 0.0
-    """Subtracted once from the logit of each token already in the answer."""
-    frequency_penalty: float = 0.0
-    """Subtracted from a token's logit for each time it stands in the answer."""
-    stop: tuple[str, ...] = ()
-    """The answer ends before the first of these strings."""
-    ignore_eos: bool = False
-    """Go on past the end-of-sequence token (benchmarks)."""
-    seed: int | None = None
-    """Two requests with the same seed, prompt and parameters get the same answer."""
-    logprobs: int | None = None
-    """Report each token's log-probability and those of this many likeliest ones (0 to 20)."""
-
-    def __post_init__(self) -> None:
-        numbers = (
-            "temperature",
-            "top_p",
-            "min_p",
-            "repetition_penalty",
-            "presence_penalty",
-            "frequency_penalty",
-        )
-        for name in numbers:
-            value = getattr(self, name)
-            _check(_is_finite(value), name, value, "a finite number")
-        for name in ("max_tokens", "top_k", "seed", "logprobs"):
-            value = getattr(self, name)
-            ok = _is_integer(value) or (value is None and name != "top_k")
-            _check(ok, name, value, "an integer")
-        _check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
-        _check(0 <= self.temperature <= 10, "temperature", self.temperature, "between 0 and 10")
-        _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
-        _check(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
-        _check(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
-        _check(
-            0 < self.repetition_penalty <= 10,
-            "repetition_penalty",
-            self.repetition_penalty,
-            "above 0 and at most 10",
-        )
-        for name in ("presence_penalty", "frequency_penalty"):
-            _check(-2 <= getattr(self, name) <= 2, name, getattr(self, name), "between -2 and 2")
-        ok = isinstance(self.stop, tuple) and all(isinstance(s, str) and s for s in self.stop)
-        ok = ok and len(self.stop) <= MAX_STOP_STRINGS
-        _check(ok, "stop", self.stop, f"a tuple of at most {MAX_STOP_STRINGS} non-empty strings")
-        _check(isinstance(self.ignore_eos, bool), "ignore_eos", self.ignore_eos, "true or false")
-        _check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", self.seed, "a 64-bit integer")
-        ok = self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS
-        _check(ok, "logprobs", self.logprobs, f"between 0 and {MAX_LOGPROBS}")
+MAX_PRIORITY = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,18 +29,22 @@ class Request:
     """The engine ends the request with DeadlineExceeded this long after it was submitted."""
     add_special_tokens: bool = True
     """Whether the tokenizer adds BOS and the like; a chat template has written them already."""
+    priority: int = 0
+    """Of the requests that wait, those with a lower number run first (-MAX_PRIORITY to MAX_PRIORITY)."""
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.prompt_token_ids is None):
             raise InvalidRequest("give exactly one of prompt and prompt_token_ids", "prompt")
-        _check(isinstance(self.prompt, str | None), "prompt", self.prompt, "a string")
-        ok = self.timeout_s is None or (_is_finite(self.timeout_s) and self.timeout_s > 0)
-        _check(ok, "timeout_s", self.timeout_s, "a number of seconds above 0")
+        check(isinstance(self.prompt, str | None), "prompt", self.prompt, "a string")
+        ok = self.timeout_s is None or (is_finite(self.timeout_s) and self.timeout_s > 0)
+        check(ok, "timeout_s", self.timeout_s, "a number of seconds above 0")
+        ok = is_integer(self.priority) and abs(self.priority) <= MAX_PRIORITY
+        check(ok, "priority", self.priority, f"an integer between -{MAX_PRIORITY} and {MAX_PRIORITY}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLogprob:
-    """One generated token, its natural-log probability and the likeliest alternatives (best first)."""
+    """One token, its natural-log probability and the likeliest alternatives (best first)."""
 
     token_id: int
     text: str
@@ -136,6 +65,23 @@ class Usage:
     """Bytes moved to the device during its steps: experts that it missed, and experts fetched ahead."""
     expert_stall_s: float = 0.0
     """Seconds that its steps waited for experts."""
+    cached_tokens: int = 0
+    """Of the prompt, whose keys and values were there already."""
+    queue_s: float = 0.0
+    """Seconds from its submission to its first step."""
+    time_to_first_token_s: float | None = None
+    """Seconds from its submission to the first token; None before there is one."""
+    decode_s: float = 0.0
+    """Seconds from the first token to the last."""
+    max_inter_token_s: float = 0.0
+    """Seconds, at most, from one token to the next."""
+    num_preemptions: int = 0
+    """How often it gave its memory up to others and was computed anew."""
+
+    @property
+    def mean_inter_token_s(self) -> float | None:
+        """Seconds, on average, from one token to the next; None with fewer than two tokens."""
+        return self.decode_s / (self.completion_tokens - 1) if self.completion_tokens > 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +94,10 @@ class RequestOutput:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    index: int = 0
+    """Which of the request's `n` answers."""
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    """One for each prompt token, None for the first; on the first piece alone, and only where asked for."""
 
     @property
     def finished(self) -> bool:
@@ -165,6 +115,8 @@ class RequestOutput:
             logprobs=tuple(t for p in pieces for t in p.logprobs),
             finish_reason=last.finish_reason,
             usage=last.usage,
+            index=last.index,
+            prompt_logprobs=tuple(t for p in pieces for t in p.prompt_logprobs),
         )
 
 
@@ -178,6 +130,10 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...]
     finish_reason: FinishReason
     usage: Usage
+    index: int = 0
+    """Which of the request's `n` answers."""
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    """One for each prompt token, None for the first; empty unless asked for."""
 
     @classmethod
     def join(cls, pieces: Iterable[RequestOutput]) -> Completion:
