@@ -33,11 +33,16 @@ class EngineConfig(BaseModel):
     embedding that no other layer uses stays in its file and does not count."""
 
     kv_memory: str | int = "auto"
-    """Bytes of the pool of keys and values that all running requests share; those for which no block is left
+    """Bytes of the pool of keys and values that all running requests share; who finds no block left must
     wait, or are computed anew later. `auto`: room for `max_running` sequences of 2048 tokens, or of
     `max_model_len` if that is less; beside a `device_memory` in percent for one of `max_model_len` at least;
     within one in bytes halved until it is at most a quarter of what the other parts leave, but no less than
     one sequence of 256 tokens takes."""
+
+    kv_swap_memory: str | int = 0
+    """Bytes of the host's memory for keys and values of requests that have to give way to others, so that
+    they go on where they were; used where moving them there and back takes less time than computing them
+    anew. 0: they are always computed anew."""
 
     host_memory: str | int = "auto"
     """Bytes of RAM for copies of experts between disk and device, `600MiB` or `50%` of the experts' bytes;
@@ -94,11 +99,11 @@ class EngineConfig(BaseModel):
     """Requests that may wait for a place; one more is refused with EngineOverloaded."""
 
     max_passed_over: int = Field(default=32, ge=0)
-    """How many later requests may be given a place before a waiting one, because of their priority; after that
-    nobody is."""
+    """How many later requests may be given a place before a waiting one, because of their priority; after
+    that nobody is."""
 
     prefix_cache: bool = True
-    """Keep the keys and values of ended requests while their blocks are free, for prompts that begin alike."""
+    """Keep keys and values of ended requests while their blocks are free, for prompts that begin alike."""
 
     prefill_chunk: int = Field(default=512, ge=1)
     """Most prompt tokens in one step, so that a long prompt does not hold up the others."""

@@ -73,7 +73,7 @@ class AsyncEngine:
         return self._engine.tokenizer
 
     async def generate(self, request: Request) -> AsyncIterator[RequestOutput]:
-        """Stream the pieces of an answer, the finished one last.
+        """Stream the pieces of all `n` answers, each one's finished piece its last.
 
         Closing the iterator, or cancelling its task, stops the generation at the next step. Raises
         InvalidRequest, PromptTooLong or EngineOverloaded before the first piece; DeadlineExceeded,
@@ -87,13 +87,13 @@ class AsyncEngine:
             sequence = await asyncio.to_thread(self._engine.accept, request)  # tokenising may take a while
             self._engine.add(sequence)
             self._wake.set()
-            while True:
+            unfinished = request.params.n
+            while unfinished:
                 item = await listener.queue.get()
                 if isinstance(item, Exception):
                     raise item
+                unfinished -= item.finished
                 yield item
-                if item.finished:
-                    return
         finally:
             self._engine.abort(request.request_id)
             self._wake.set()

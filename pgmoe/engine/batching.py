@@ -85,4 +85,4 @@ def _announcer(assembly: Assembly) -> Callable[[Sequence[str], Sequence[int]], N
 
 def _nothing_to_move(step: SchedulerOutput) -> None:
     """Sequences with caches of their own share no blocks."""
-    assert not (step.copies or step.swaps_in or step.swaps_out), step
+    assert not (*step.copies, *step.swaps_in, *step.swaps_out), step

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -11,17 +10,22 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from pgmoe.config import EngineConfig
-from pgmoe.engine.assembly import Assembly, assemble
-from pgmoe.engine.detokenizer import token_text
+from pgmoe.engine.answers import Answers
+from pgmoe.engine.assembly import assemble
+from pgmoe.engine.batching import build_stepper
+from pgmoe.engine.failures import report
+from pgmoe.engine.guide_compiler import GuideCompiler
 from pgmoe.engine.intake import Intake
 from pgmoe.engine.memory_plan import MemoryPlan
-from pgmoe.engine.runner import ModelRunner
-from pgmoe.engine.sampler import SampledToken
-from pgmoe.engine.scheduler import Scheduler
+from pgmoe.engine.model_facts import ModelFacts
+from pgmoe.engine.schedule import NewSequence
 from pgmoe.engine.sequence import Sequence
+from pgmoe.engine.served_model import model_info
+from pgmoe.engine.stepper import Event
 from pgmoe.engine.tiers import Progress
 from pgmoe.errors import (
     DeadlineExceeded,
+    DeviceLost,
     EngineClosed,
     EngineOverloaded,
     GenerationFailed,
@@ -31,15 +35,16 @@ from pgmoe.errors import (
 from pgmoe.metrics.stats import EngineStats
 from pgmoe.models.loader import LoadedModel
 from pgmoe.models.tokenizer import load_tokenizer
-from pgmoe.request import FinishReason, ModelInfo, Request, RequestOutput, TokenLogprob
+from pgmoe.request import Request, RequestOutput
 from pgmoe.routing import Gating
 
-_logger = logging.getLogger(__name__)
+PROMPT_LOGPROBS_CHUNK = 64
+"""Most prompt tokens in a step of a request that wants their log-probabilities, each a row of logits."""
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one step has for one request: a piece of its answer, or the error that ends it."""
+    """What one step has for one request: a piece of an answer, or the error that ends the request."""
 
     request_id: str
     piece: RequestOutput | None = None
@@ -58,22 +63,24 @@ class Engine:
         """Load the model. Raises ConfigError or CheckpointError. See `assemble` for `wrap_gating`."""
         self.config = config
         self.stats = EngineStats()
+        self._closed = False
+        self._lock = threading.Lock()  # guards scheduler and sequences, never held while the model runs
+        self._sequences: dict[str, Sequence] = {}
         self._assembly = assemble(config, self.stats.experts, progress, wrap_gating)
-        loaded, device = self._assembly.loaded, self._assembly.device
+        loaded = self._assembly.loaded
         try:
             self.tokenizer: PreTrainedTokenizerBase | None = load_tokenizer(loaded.checkpoint.folder)
-            self._runner = ModelRunner(loaded.model, device, config.prefill_chunk)
-            self._eos = self._runner.eos_token_ids()
-            self.info = _model_info(config, self._assembly, self._runner)
+            facts = ModelFacts(loaded.model)
+            self.info = model_info(config, self._assembly, facts)
+            built = build_stepper(config, self._assembly, self.stats.experts, self._lock)
+            self._stepper, self._scheduler = built
         except BaseException:
             self._assembly.close()
             raise
-        memory = self._assembly.memory
-        self._intake = Intake(self.info, self.tokenizer, self._runner, device, memory)
-        self._scheduler = Scheduler(config.max_running, config.max_waiting, memory.kv_capacity)
-        self._sequences: dict[str, Sequence] = {}
-        self._closed = False
-        self._lock = threading.Lock()  # guards scheduler and sequences, never held while the model runs
+        eos = facts.eos_token_ids()
+        guides = GuideCompiler(self.tokenizer, facts.vocab_size, eos)
+        self._answers = Answers(self.tokenizer, eos, self.stats)
+        self._intake = Intake(self.info, self.tokenizer, facts, guides, self.memory)
 
     @property
     def loaded(self) -> LoadedModel:
@@ -95,13 +102,16 @@ class Engine:
         """Whether a step would do anything."""
         return bool(self._sequences)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether one more request would get a place at once."""
-        return self._scheduler.num_running + self._scheduler.num_waiting < self.config.max_running
+    def has_room(self, num_answers: int = 1) -> bool:
+        """Whether a request of so many answers would get its places at once."""
+        taken = self._scheduler.num_running + self._scheduler.num_waiting
+        return taken + num_answers <= self.config.max_running
 
     def accept(self, request: Request) -> Sequence:
-        """Tokenise and check a request; any thread may. Raises InvalidRequest or PromptTooLong."""
+        """Tokenise and check a request; any thread may. Its first answer, which knows the others.
+
+        Raises InvalidRequest or PromptTooLong.
+        """
         try:
             return self._intake.accept(request)
         except InvalidRequest:
@@ -114,16 +124,18 @@ class Engine:
 
         Raises EngineOverloaded, EngineClosed, or InvalidRequest if the id is in use.
         """
+        answers = (sequence, *sequence.siblings)
         with self._lock:
             self._check_open()
-            if sequence.request_id in self._sequences:
+            taken = {s.request_id for s in self._sequences.values()} | self._sequences.keys()
+            if taken & {sequence.request_id, *(answer.key for answer in answers)}:
                 raise InvalidRequest(f"request id {sequence.request_id!r} is in use", "request_id")
             try:
-                self._scheduler.add(sequence.request_id, sequence.kv_bytes)
+                self._scheduler.add(self._new_sequence(sequence))
             except EngineOverloaded:
                 self.stats.finished["rejected"] += 1
                 raise
-            self._sequences[sequence.request_id] = sequence
+            self._sequences.update({answer.key: answer for answer in answers})
             self._count()
 
     def abort(self, request_id: str) -> None:
@@ -131,33 +143,25 @@ class Engine:
 
         Takes no lock: it may be called by the garbage collector, in the midst of anything.
         """
-        sequence = self._sequences.get(request_id)
-        if sequence is not None:
-            sequence.aborted = True
+        for sequence in tuple(self._sequences.values()):
+            if sequence.request_id == request_id:
+                sequence.aborted = True
 
     def step(self) -> list[StepOutput]:
-        """Schedule, run, and return what is new. A failure ends the request that met it, no other.
+        """Schedule, run, and return what is new. A failure ends the requests that it concerns, no other.
 
-        Raises EngineClosed after `close`.
+        Raises EngineClosed after `close`, DeviceLost when the device does nothing any more.
         """
         self._check_open()
         outputs = self._sweep()
-        with self._lock:
-            scheduled = [self._sequences[r] for r in self._scheduler.schedule().request_ids]
-            self._count()
-        for sequence in scheduled:
-            try:
-                piece = self._advance(sequence)
-            except Exception as error:  # whatever happened, its client must hear of it and the others go on
-                self._end(sequence, "error")
-                outputs.append(StepOutput(sequence.request_id, error=_report(sequence.request_id, error)))
-            except BaseException:  # ours is not to stop it; what this step did is done in part
-                sequence.broken = True
-                raise
-            else:
-                if piece is not None:
-                    outputs.append(StepOutput(sequence.request_id, piece))
-        return outputs
+        try:
+            events = self._stepper.step(self._sequences, self._answers.note_prompt)
+        except DeviceLost:
+            raise
+        except Exception as error:  # no part of it failed but the step itself: the engine goes on
+            events = [Event(sequence, error) for sequence in self._concerned()]
+        self._count_locked()
+        return outputs + [output for event in events for output in self._tell(event)]
 
     def close(self) -> None:
         """End all requests, stop reading experts, close files. Not during a step; may be called again."""
@@ -172,126 +176,87 @@ class Engine:
         if self._closed:
             raise EngineClosed("the engine is shut down")
 
-    def _advance(self, sequence: Sequence) -> RequestOutput | None:
-        now = time.perf_counter()
-        if sequence.first_step_s is None:
-            sequence.first_step_s = now
-            self.stats.queue_s.append(now - sequence.submitted_s)
-            self.stats.prompt_tokens += len(sequence.prompt_token_ids)
-        experts = self.stats.experts
-        before = (experts.num_hits, experts.num_misses, experts.num_bytes, experts.stall_s)
-        self._assembly.gating.begin(sequence.request_id)
-        logits = self._runner.step(sequence)
-        sequence.hits += experts.num_hits - before[0]
-        sequence.misses += experts.num_misses - before[1]
-        sequence.expert_bytes += experts.num_bytes - before[2]
-        sequence.stall_s += experts.stall_s - before[3]
-        return None if logits is None else self._say(sequence, sequence.sampler.sample(logits))
-
-    def _say(self, sequence: Sequence, token: SampledToken) -> RequestOutput:
-        self._time_token(sequence)
-        text, reason = self._take(sequence, token.token_id)
-        piece = RequestOutput(
-            request_id=sequence.request_id,
-            text=text,
-            token_ids=(token.token_id,),
-            logprobs=() if token.logprob is None else (self._logprob(token, token.logprob),),
-            finish_reason=reason,
-            usage=sequence.usage if reason else None,
+    def _new_sequence(self, sequence: Sequence) -> NewSequence:
+        reports = sequence.params.prompt_logprobs is not None
+        return NewSequence(
+            sequence_id=sequence.key,
+            token_ids=sequence.start_token_ids,
+            num_branches=1 + len(sequence.siblings),
+            priority=sequence.priority,
+            num_context_tokens=len(sequence.prompt_token_ids) if self.memory.kv.keeps_prompt else 0,
+            num_fixed_blocks=self.memory.kv.fixed_blocks,
+            shares_prefix=not reports,
+            max_chunk=PROMPT_LOGPROBS_CHUNK if reports else None,
         )
-        if reason is not None:
-            self._end(sequence, reason)
-        return piece
 
-    def _take(self, sequence: Sequence, token_id: int) -> tuple[str, FinishReason | None]:
-        """The text that this token completes, and why the answer ends with it, if it does."""
-        sequence.num_generated += 1
-        sequence.pending.append(token_id)
-        if token_id in self._eos and not sequence.params.ignore_eos:
-            return sequence.text.finish().text, "stop"
-        said = sequence.text.push(token_id)
-        if said.stopped:
-            return said.text, "stop"
-        if sequence.num_generated < sequence.max_tokens:
-            return said.text, None
-        rest = sequence.text.finish()
-        return said.text + rest.text, "stop" if rest.stopped else "length"
+    def _concerned(self) -> list[Sequence]:
+        """Those in whose midst a step broke off; else those that run; else all."""
+        with self._lock:
+            every = list(self._sequences.values())
+        doubtful = [s for s in every if s.in_doubt]
+        return doubtful or [s for s in every if s.first_step_s is not None] or every
 
-    def _logprob(self, token: SampledToken, logprob: float) -> TokenLogprob:
-        top = tuple((i, token_text(self.tokenizer, i), p) for i, p in token.top)
-        text = token_text(self.tokenizer, token.token_id)
-        return TokenLogprob(token_id=token.token_id, text=text, logprob=logprob, top=top)
-
-    def _time_token(self, sequence: Sequence) -> None:
-        now = time.perf_counter()
-        if sequence.last_token_s is None:
-            self.stats.time_to_first_token_s.append(now - sequence.submitted_s)
-        else:
-            self.stats.inter_token_s.append(now - sequence.last_token_s)
-        sequence.last_token_s = now
-        self.stats.generation_tokens += 1
+    def _tell(self, event: Event) -> list[StepOutput]:
+        sequence, outcome = event.sequence, event.outcome
+        if sequence.key not in self._sequences:  # it ended with another answer of its request
+            return []
+        if isinstance(outcome, Exception):
+            self._end_request(sequence.request_id, "error")
+            return [StepOutput(sequence.request_id, error=report(sequence.request_id, outcome))]
+        if sequence.num_generated == 0 and sequence.index == 0:
+            self.stats.queue_s.append(sequence.usage.queue_s)
+            self.stats.prompt_tokens += len(sequence.prompt_token_ids)
+        piece = self._answers.say(sequence, outcome)
+        if piece.finish_reason is not None:
+            self._end(sequence, piece.finish_reason)
+        return [StepOutput(sequence.request_id, piece)]
 
     def _sweep(self) -> list[StepOutput]:
-        """End what was aborted, broken, or is out of time."""
+        """End what was aborted, is in doubt, or is out of time."""
         outputs = []
         now = time.perf_counter()
         with self._lock:
             sequences = list(self._sequences.values())
         for sequence in sequences:
+            error: PgmoeError | None = None
+            if sequence.key not in self._sequences:
+                continue
             if sequence.aborted:
                 self._end(sequence, "cancelled")
-            elif sequence.broken:
-                self._end(sequence, "error")
+            elif sequence.in_doubt:
                 error = GenerationFailed("the generation was interrupted in the midst of a step; ask again")
-                outputs.append(StepOutput(sequence.request_id, error=error))
+                self._end_request(sequence.request_id, "error")
             elif sequence.deadline_s is not None and now >= sequence.deadline_s:
-                self._end(sequence, "timeout")
-                message = (
-                    f"not finished after {now - sequence.submitted_s:.1f} s; allow more time or fewer tokens"
+                waited = now - sequence.submitted_s
+                error = DeadlineExceeded(
+                    f"not finished after {waited:.1f} s; allow more time or fewer tokens"
                 )
-                outputs.append(StepOutput(sequence.request_id, error=DeadlineExceeded(message)))
+                self._end_request(sequence.request_id, "timeout")
+            if error is not None:
+                outputs.append(StepOutput(sequence.request_id, error=error))
         return outputs
 
+    def _end_request(self, request_id: str, reason: str) -> None:
+        """All its answers that are not finished."""
+        for sequence in [s for s in self._sequences.values() if s.request_id == request_id]:
+            self._end(sequence, reason)
+
     def _end(self, sequence: Sequence, reason: str) -> None:
-        sequence.release()  # whoever asked for the answer may hold the sequence for long
+        """Its blocks and its place are free at once. The last answer of a request ends that."""
+        self._stepper.forget(sequence)
         with self._lock:
-            del self._sequences[sequence.request_id]
-            self._scheduler.remove(sequence.request_id)
-            self.stats.finished[reason] += 1
-            self.stats.e2e_s.append(time.perf_counter() - sequence.submitted_s)
+            del self._sequences[sequence.key]
+            if sequence.key in self._scheduler:
+                self._scheduler.finish(sequence.key)
+            if not any(s.request_id == sequence.request_id for s in self._sequences.values()):
+                self.stats.finished[reason] += 1
+                self.stats.e2e_s.append(time.perf_counter() - sequence.submitted_s)
+            self._count()
+
+    def _count_locked(self) -> None:
+        with self._lock:
             self._count()
 
     def _count(self) -> None:
         self.stats.num_running = self._scheduler.num_running
         self.stats.num_waiting = self._scheduler.num_waiting
-
-
-def _report(request_id: str, error: Exception) -> PgmoeError:
-    """What the client is told; what is not the client's own doing is logged in full."""
-    if isinstance(error, InvalidRequest | DeadlineExceeded):
-        return error
-    _logger.error("request %s failed", request_id, exc_info=error)
-    if isinstance(error, PgmoeError):
-        return error
-    failed = GenerationFailed(f"the generation failed ({type(error).__name__}); the log has the details")
-    failed.__cause__ = error
-    return failed
-
-
-def _model_info(config: EngineConfig, assembly: Assembly, runner: ModelRunner) -> ModelInfo:
-    layers = assembly.loaded.layers
-    return ModelInfo(
-        name=config.name,
-        architecture=type(assembly.loaded.model).__name__,
-        device=str(assembly.device),
-        dtype=str(assembly.dtype).removeprefix("torch."),
-        num_moe_layers=len(layers),
-        num_experts=max(layer.num_experts for layer in layers),
-        top_k=max(layer.top_k for layer in layers),
-        dense_bytes=assembly.loaded.loaded_bytes,
-        expert_bytes=max(layer.layout.weight_bytes for layer in layers),
-        num_slots=assembly.memory.num_slots,
-        max_model_len=assembly.memory.longest,
-        vocab_size=runner.vocab_size,
-        is_encoder_decoder=runner.is_encoder_decoder,
-    )

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from pgmoe.engine.answer_text import AnswerText
+from pgmoe.engine.guide_compiler import GuideCompiler
+from pgmoe.engine.logit_bias import check_logit_bias
 from pgmoe.engine.memory_plan import MemoryPlan
-from pgmoe.engine.runner import ModelRunner
+from pgmoe.engine.model_facts import ModelFacts
+from pgmoe.engine.needs import LEAST_TOKENS
 from pgmoe.engine.sampler import Sampler
 from pgmoe.engine.sequence import Sequence
 from pgmoe.errors import InvalidRequest, PromptTooLong
-from pgmoe.request import ModelInfo, Request
+from pgmoe.request import ModelInfo, Request, SamplingParams
 from pgmoe.units import format_bytes
 
 
@@ -24,34 +26,76 @@ class Intake:
         self,
         info: ModelInfo,
         tokenizer: PreTrainedTokenizerBase | None,
-        runner: ModelRunner,
-        device: torch.device,
+        facts: ModelFacts,
+        guides: GuideCompiler,
         memory: MemoryPlan,
     ) -> None:
         self._info = info
         self._tokenizer = tokenizer
-        self._runner = runner
-        self._device = device
+        self._facts = facts
+        self._guides = guides
         self._memory = memory
 
     def accept(self, request: Request) -> Sequence:
-        """The sequence to run. Raises InvalidRequest or PromptTooLong naming value, limit and way out."""
+        """The first answer to generate, which knows the others that are wanted.
+
+        Raises InvalidRequest or PromptTooLong naming value, limit and way out.
+        """
+        self._check_params(request.params)
         prompt = self._token_ids(request)
+        start = self._facts.begin(prompt)
+        max_tokens = self._max_tokens(prompt, request.params.max_tokens, len(start))
         now = time.perf_counter()
-        pending = self._runner.begin(prompt)
-        max_tokens = self._max_tokens(prompt, request.params.max_tokens, len(pending))
+        answers = [
+            self._answer(request, index, prompt, start, max_tokens, now) for index in range(request.params.n)
+        ]
+        first, first.siblings = answers[0], answers[1:]
+        return first
+
+    def _answer(
+        self,
+        request: Request,
+        index: int,
+        prompt: tuple[int, ...],
+        start: tuple[int, ...],
+        max_tokens: int,
+        now: float,
+    ) -> Sequence:
+        params = request.params
+        guide = None if params.response_format is None else self._guides.compile(params.response_format)
         return Sequence(
+            key=f"{request.request_id}/{index}" if index else request.request_id,
             request_id=request.request_id,
+            index=index,
             prompt_token_ids=prompt,
-            params=request.params,
+            start_token_ids=start,
+            params=params,
             max_tokens=max_tokens,
-            sampler=Sampler(request.params, pending, self._device),
-            text=AnswerText(self._tokenizer, request.params.stop, pending),
+            sampler=Sampler(params, start, choice=index, guide=guide),
+            text=AnswerText(self._tokenizer, params.stop, start),
             submitted_s=now,
             deadline_s=None if request.timeout_s is None else now + request.timeout_s,
-            kv_bytes=self._memory.kv.request_bytes(len(prompt), len(pending) + max_tokens),
-            pending=pending,
+            priority=request.priority,
         )
+
+    def _check_params(self, params: SamplingParams) -> None:
+        """What this model and this engine cannot do."""
+        check_logit_bias(params, self._info.vocab_size)
+        if params.prompt_logprobs is not None and self._info.is_encoder_decoder:
+            raise InvalidRequest(
+                f"prompt_logprobs {params.prompt_logprobs}: {self._info.name} reads its prompts with an "
+                "encoder, which predicts no tokens; leave it out",
+                "prompt_logprobs",
+            )
+        memory, kv = self._memory, self._memory.kv
+        fitting = memory.max_running
+        if kv.fixed_blocks:
+            tokens = kv.blocks(min(memory.longest, LEAST_TOKENS))
+            fitting = min(fitting, max(1, (memory.num_blocks - tokens) // kv.fixed_blocks))
+        if params.n > fitting:
+            raise InvalidRequest(
+                f"n {params.n}: at most {fitting} answers are generated at once; ask for fewer", "n"
+            )
 
     def _token_ids(self, request: Request) -> tuple[int, ...]:
         ids = request.prompt_token_ids
@@ -81,11 +125,7 @@ class Intake:
         return tuple(ids)
 
     def _max_tokens(self, prompt: tuple[int, ...], wanted: int | None, num_start: int) -> int:
-        """Answer tokens that fit; an encoder-decoder's answer has a context of its own.
-
-        An answer of no given length ends where a request's share of the KV memory does, but that of a prompt
-        which fills half of a share or more goes on to the end of the context.
-        """
+        """Answer tokens that fit; an encoder-decoder's answer has a context of its own."""
         limit = self._info.max_model_len
         own_context = self._info.is_encoder_decoder
         used = num_start if own_context else len(prompt)
@@ -95,8 +135,7 @@ class Intake:
                 "prompt",
             )
         if wanted is None:
-            share = self._memory.share_tokens
-            return (limit if 2 * used > share else share) - used
+            return limit - used
         if used + wanted > limit:
             raise PromptTooLong(
                 f"{used} prompt tokens and max_tokens {wanted} exceed the context of {limit}"

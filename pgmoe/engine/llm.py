@@ -78,7 +78,7 @@ class LLM:
         *,
         add_special_tokens: bool = True,
     ) -> list[Completion]:
-        """Answer prompts, in their order.
+        """Answer prompts, in their order; the `n` answers of a prompt one after the other.
 
         `add_special_tokens=False` is for text that a chat template has given its special tokens already.
         Raises InvalidRequest for a bad prompt before any is computed; an error that meets one ends all.
@@ -86,16 +86,17 @@ class LLM:
         batch = [prompts] if _is_one(prompts) else prompts
         sequences = [self._accept(p, params, add_special_tokens) for p in batch]  # type: ignore[arg-type]
         waiting = deque(sequences)
-        answers = []
+        answers: list[Completion] = []
         try:
             for sequence in sequences:
-                pieces: list[RequestOutput] = []
-                while not pieces or not pieces[-1].finished:
-                    while waiting and self._engine.has_room:
+                pieces: list[list[RequestOutput]] = [[] for _ in range(sequence.params.n)]
+                while not all(each and each[-1].finished for each in pieces):
+                    while waiting and self._engine.has_room(waiting[0].params.n):
                         self._add(waiting.popleft())
                     self._step()
-                    pieces += self._take(sequence.request_id)
-                answers.append(Completion.join(pieces))
+                    for piece in self._take(sequence.request_id):
+                        pieces[piece.index].append(piece)
+                answers += map(Completion.join, pieces)
         finally:
             self._drop(s.request_id for s in sequences)
         return answers
@@ -103,9 +104,9 @@ class LLM:
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, add_special_tokens: bool = True
     ) -> Iterator[RequestOutput]:
-        """The pieces of one answer as they come. Closing the iterator ends the generation.
+        """The pieces of an answer, or of `n`, as they come. Closing the iterator ends the generation.
 
-        Several may be open, and `generate` called between pieces: all take turns. Raises InvalidRequest at
+        Several may be open, and `generate` called between pieces: all go on together. Raises InvalidRequest at
         once, other errors from the iterator.
         """
         return self._pieces(self._accept(prompt, params, add_special_tokens))
@@ -134,13 +135,14 @@ class LLM:
 
     def _pieces(self, sequence: Running) -> Iterator[RequestOutput]:
         self._add(sequence)
+        unfinished = sequence.params.n
         try:
-            while True:
+            while unfinished:
                 for piece in self._take(sequence.request_id):
+                    unfinished -= piece.finished
                     yield piece
-                    if piece.finished:
-                        return
-                self._step()
+                if unfinished:
+                    self._step()
         finally:
             self._drop([sequence.request_id])
 

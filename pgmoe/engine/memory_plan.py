@@ -129,8 +129,8 @@ def plan_memory(
 
     A number of bytes covers dense weights, KV cache, workspace and slots. A percentage is slots for that
     share of the experts, with everything else beside it. `kv_memory` is a number of bytes or `auto`: beside a
-    percentage, the KV cache is then what the usual use takes; within a number of bytes it is the first of `needs.levels()`
-    that takes at most KV_SHARE of what dense weights, workspace and one token's experts leave, or the last.
+    percentage, the KV cache is then what the usual use takes; within a number of bytes it is the first of
+    `needs.levels()` that takes at most KV_SHARE of what dense weights, workspace and one token's experts leave, or the last.
 
     Raises BudgetTooSmall, with the smallest that works, or ConfigError for a malformed budget.
     """

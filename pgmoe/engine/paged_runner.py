@@ -54,13 +54,19 @@ class PagedRunner:
         self._pages.begin(packed)
         try:
             token_ids = [token for part in parts for token in part.token_ids]
-            rows = [row for part, first in zip(parts, packed.first_rows, strict=True) for row in _rows(part, first)]
+            rows = [
+                row
+                for part, first in zip(parts, packed.first_rows, strict=True)
+                for row in _rows(part, first)
+            ]
             logits_RV = self._model.run(
-                torch.tensor(token_ids, device=self._device), torch.tensor(rows, device=self._device), new_prompts
+                torch.tensor(token_ids, device=self._device),
+                torch.tensor(rows, device=self._device),
+                new_prompts,
             )
         finally:
             self._pages.end()
-        return logits_RV.split([len(_rows(part, 0)) for part in parts])
+        return torch.split(logits_RV, [len(_rows(part, 0)) for part in parts])
 
     def _encode(self, part: Part) -> Tensor:
         self._begin_pass([part.sequence_id], [len(part.prompt_token_ids)])

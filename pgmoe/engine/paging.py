@@ -75,8 +75,10 @@ class _Probe:
         self._attended[layer] += 1
         width = shape.value_width
         if expand is not None:
-            kept = (torch.empty(1, shape.num_heads, 1, w, device=_META, dtype=shape.dtype) for w in
-                    (shape.key_width, shape.value_width))
+            kept = (
+                torch.empty(1, shape.num_heads, 1, w, device=_META, dtype=shape.dtype)
+                for w in (shape.key_width, shape.value_width)
+            )
             width = expand(*kept)[1].shape[-1]
         return queries_TQD.new_empty(*queries_TQD.shape[:2], width)
 

@@ -73,6 +73,10 @@ class Scheduler:
         """Device blocks that sequences hold; shared ones count once."""
         return self._memory.num_used
 
+    def __contains__(self, sequence_id: str) -> bool:
+        """Whether it was added or forked, and is not finished."""
+        return sequence_id in self._sequences
+
     def cached_tokens(self, sequence_id: str) -> int:
         """Tokens of its prompt that came from the prefix cache when it was first admitted; 0 before."""
         return self._sequences[sequence_id].cached_tokens or 0

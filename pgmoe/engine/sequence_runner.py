@@ -37,7 +37,7 @@ class SequenceRunner:
 
     @torch.inference_mode()
     def run(self, parts: Sequence[Part]) -> list[Outcome]:
-        """See Runner. A part that breaks off loses its cache: its outcome is a GenerationFailed ever after."""
+        """See Runner. A part that breaks off loses its cache: its outcome is GenerationFailed ever after."""
         return [self._run(part) for part in parts]
 
     def fork(self, sequence_id: str, new_id: str) -> None:

@@ -83,7 +83,7 @@ def _taken(pool_PHD: Tensor, read: Read) -> Tensor:
 
 def _mask(read: Read, num_kv: int, groups: int, sinks_Q: Tensor | None) -> Tensor | None:
     """What is added to the scores, in the form that they have in `_one_call`; it may broadcast over heads."""
-    mask_BHNL = read.mask_BHNL
+    mask_BHNL = read.mask
     if mask_BHNL is None:
         return None
     num_sequences, num_heads, num_tokens, _ = mask_BHNL.shape

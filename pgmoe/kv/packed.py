@@ -45,7 +45,9 @@ class PackedTokens:
         """Of each segment's first token."""
         positions = [p for s in segments for p in range(s.start, s.end)]
         places = [self.place(s.blocks, p) for s in segments for p in range(s.start, s.end)]
-        context = [self.place(s.context_blocks, p) for s in segments if s.new_context for p in range(s.num_context)]
+        context = [
+            self.place(s.context_blocks, p) for s in segments if s.new_context for p in range(s.num_context)
+        ]
         self.positions_T = torch.tensor(positions, device=device)
         """Of each token in its sequence."""
         self.places_T = torch.tensor(places, device=device)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+
 @dataclass(frozen=True)
 class LayerShape:
     """What one layer keeps of a token."""
@@ -77,7 +78,9 @@ class KvPool:
 
     def _allocate(self, shape: LayerShape) -> LayerPages:
         def places(width: int) -> Tensor:
-            made = torch.empty(self.nothing + 1, shape.num_heads, width, dtype=shape.dtype, device=self.device)
+            made = torch.empty(
+                self.nothing + 1, shape.num_heads, width, dtype=shape.dtype, device=self.device
+            )
             made[self.nothing] = 0
             return made
 

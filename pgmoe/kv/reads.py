@@ -19,7 +19,7 @@ Visible = Callable[[Tensor, Tensor], Tensor]
 Bias = Callable[[Tensor, Tensor], Tensor]
 """(positions that look (B, N), positions looked at (B, L)) to what is added to the scores (B, H, N, L)."""
 CALL_BYTES = 16 * 2**20
-"""Of keys and values gathered for one call of attention, and of its mask, unless a single sequence has more."""
+"""Of keys and values gathered for one call of attention, and of its mask; more for a longer sequence."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Read:
     num_keys: int
     places: Tensor | slice
     """In the pool: the B * L tokens looked at."""
-    mask_BHNL: Tensor | None = None
-    """Added to the scores: -inf forbids."""
+    mask: Tensor | None = None
+    """(B, H, N, L): added to the scores: -inf forbids."""
     causal: bool = False
     """Whether N is L and each looks at itself and those before it; there is no mask then."""
 
@@ -121,7 +121,7 @@ class ReadPlanner:
             num_sequences=len(group),
             num_keys=num_keys,
             places=places,
-            mask_BHNL=self._mask(queries_B1, keys_BL, there_BL[:, None], bias) if needs_mask else None,
+            mask=self._mask(queries_B1, keys_BL, there_BL[:, None], bias) if needs_mask else None,
         )
 
     def _chunk(
@@ -135,15 +135,15 @@ class ReadPlanner:
         there_1NL = visible(queries_1N[:, :, None], keys_1L[:, None])
         causal = start == segment.start + rows.start and bias is None and not sinks
         causal = causal and torch.equal(there_1NL[0], torch.ones_like(there_1NL[0]).tril())
-        places = None if sinks else self._run(segment, start, end)
+        places: Tensor | slice | None = None if sinks else self._run(segment, start, end)
         if places is None:
-            places = self._places([segment.blocks], keys_1L, torch.ones_like(keys_1L, dtype=torch.bool), sinks)
+            places = self._places([segment.blocks], keys_1L, keys_1L >= 0, sinks)
         return Read(
             rows=slice(row + rows.start, row + rows.stop),
             num_sequences=1,
             num_keys=end - start,
             places=places,
-            mask_BHNL=None if causal else self._mask(queries_1N, keys_1L, there_1NL, bias),
+            mask=None if causal else self._mask(queries_1N, keys_1L, there_1NL, bias),
             causal=causal,
         )
 
@@ -189,9 +189,7 @@ def _first_visible(visible: Visible, queries_B1: Tensor, end: int) -> Tensor:
     return there_BL.int().argmax(dim=1, keepdim=True)
 
 
-def _grouped(
-    tokens: Sequence[tuple[int, Segment]], most_keys: int
-) -> Iterator[list[tuple[int, Segment]]]:
+def _grouped(tokens: Sequence[tuple[int, Segment]], most_keys: int) -> Iterator[list[tuple[int, Segment]]]:
     """Tokens that look at similarly many, so that little is filled up, within `most_keys` of a call."""
     group: list[tuple[int, Segment]] = []
     for row, segment in sorted(tokens, key=lambda token: (-token[1].end, token[0])):

@@ -77,7 +77,9 @@ class PagedCache:
         self.written: int | None = None
         """The layer whose keys came last; None once it has attended."""
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
         """Keep (B, H, S, D) of the pass's tokens; returns them as they are."""
         self.pages.write(layer, _tokens_first(keys), _tokens_first(values))
         self.written = layer
@@ -110,7 +112,9 @@ class _ContextCache:
         self._pages = pages
         self.layers = layers
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
         """Keep (1, H, L, D) of all new prompts, one after the other; returns them as they are."""
         self._pages.write_context(layer, _tokens_first(keys), _tokens_first(values))
         return keys, values
@@ -149,7 +153,7 @@ def paged_mask(*_: object, mask_function: Callable[..., Tensor], **__: object) -
 
 
 def paged_attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -170,7 +174,8 @@ def paged_attention(
         raise NotPaged(f"{type(module).__name__}: {'softcap' if softcap else 'no pages'}")
     num_rows, _, num_tokens, width = query.shape
     scale = width**-0.5 if scaling is None else scaling
-    layer, queries = int(module.layer_idx), _tokens_first(query)  # type: ignore[arg-type]
+    layer = int(module.layer_idx)
+    queries = _tokens_first(query)
     written, paged.written = paged.written, None
     if written is None:
         out = paged.pages.attend_context(layer, queries, scale)

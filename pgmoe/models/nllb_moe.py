@@ -162,7 +162,7 @@ class NllbMoeSparseMLP(nn.Module):
 
 
 class PositionsApart(nn.Module):
-    """Around a decoder's embedding of positions: where tokens are `apart`, each has one of its own sequence."""
+    """Around a decoder's embedding of positions: tokens that are `apart` each have one in their sequence."""
 
     apart = False
 
@@ -186,12 +186,12 @@ def set_apart(model: PreTrainedModel, pages: HasPositions) -> list[PositionsApar
     """What has to be told, by `apart`, that a decoder's tokens, one in each row, have nothing to do with each
     other; in other families nothing has. May be called again, with other pages.
     """
-    decoder: Any = model.get_decoder()
+    decoder: Any = model.get_decoder()  # type: ignore[no-untyped-call]
     if not isinstance(decoder, NllbMoeDecoder):
         return []
     positions: Any = decoder.embed_positions
     table = positions.table if isinstance(positions, PositionsApart) else positions
-    decoder.embed_positions = PositionsApart(table, pages)
+    decoder.set_submodule("embed_positions", PositionsApart(table, pages))
     return [m for m in decoder.modules() if isinstance(m, PositionsApart | NllbMoeRouter)]
 
 

@@ -78,7 +78,7 @@ class PagedModel:
         else:  # it is not looked at, but None would mean that there is nothing to attend to
             encoded = torch.empty(1, 1, 1, device=token_ids_T.device)
         output = self._model(
-            encoder_outputs=MoEModelOutput(last_hidden_state=encoded),  # type: ignore[arg-type]
+            encoder_outputs=MoEModelOutput(last_hidden_state=encoded),
             decoder_input_ids=token_ids_T[:, None],
             use_cache=True,
             paged=pair.self_attention_cache,
@@ -86,7 +86,6 @@ class PagedModel:
         )
         logits: Tensor = output.logits[:, 0][rows_R]
         return logits
-
 
     @contextmanager
     def _on_pages(self) -> Iterator[None]:
@@ -120,7 +119,9 @@ def depends_on_length(model: nn.Module) -> bool:
 
 def _attention_configs(model: PreTrainedModel) -> list[PretrainedConfig]:
     """Those that name the attention of the decoder. One that an encoder shares is made two."""
-    decoder: Any = model.get_decoder() if model.config.is_encoder_decoder else model
+    decoder: Any = model
+    if model.config.is_encoder_decoder:
+        decoder = model.get_decoder()  # type: ignore[no-untyped-call]
     if model.config.is_encoder_decoder and decoder.config is model.get_encoder().config:
         config = copy.copy(decoder.config)
         for module in decoder.modules():
