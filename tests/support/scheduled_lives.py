@@ -10,6 +10,9 @@ from pgmoe.engine.schedule import Chunk, NewSequence, SchedulerLimits, Scheduler
 from pgmoe.engine.scheduler import Scheduler
 from tests.support.kv_device import KvDevice
 
+NEVER = 1000
+"""Times that nobody is passed over."""
+
 
 @dataclass
 class Life:
@@ -130,7 +133,7 @@ class ScheduledLives:
                 self._pass_over(life, {chunk.sequence_id for chunk in output.chunks})
 
     def _check_who_gave_way(self, output: SchedulerOutput) -> None:
-        if 0 < self.limits.max_passed_over < 1000:
+        if 0 < self.limits.max_passed_over < NEVER:
             return  # who is out of patience when depends on the order in which a step admits
         by_priority = self.limits.max_passed_over > 0
         running = [life for life in self.lives.values() if life.running]

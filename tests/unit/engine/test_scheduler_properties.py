@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hypothesis import given, settings
@@ -12,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pgmoe.engine.schedule import NewSequence, SchedulerLimits
 from pgmoe.errors import EngineOverloaded
-from tests.support.scheduled_lives import ScheduledLives
+from tests.support.scheduled_lives import NEVER, ScheduledLives
 
-PREFIXES = [(0,) * 200, (0, 1) * 100, (1,) * 200]
+PREFIXES = [(0,) * 400, (0, 1) * 200, (1,) * 400]
 """Prompts begin like one of these."""
 
 SWAP_PAYS: list[Callable[[int], bool]] = [
@@ -33,24 +34,46 @@ PREFER: list[Callable[[Sequence[str]], str | None] | None] = [
 LIMITS = st.builds(
     SchedulerLimits,
     max_running=st.integers(3, 6),
-    max_waiting=st.integers(0, 6),
-    num_blocks=st.integers(3, 24),
+    max_waiting=st.integers(0, 9),
+    num_blocks=st.integers(4, 24),
     block_tokens=st.sampled_from([1, 2, 4, 16]),
-    max_passed_over=st.sampled_from([0, 1, 3, 1000]),
+    max_passed_over=st.sampled_from([0, 1, 3, NEVER]),
     num_host_blocks=st.sampled_from([0, 3, 10, 60]),
-    prefix_cache=st.booleans(),
+    prefix_cache=st.sampled_from([True, True, False]),
 )
 
 SHAPES = st.fixed_dictionaries(
     {
         "num_branches": st.integers(1, 3),
         "priority": st.integers(-1, 1),
-        "num_context_tokens": st.sampled_from([0, 0, 0, 1, 5]),
-        "num_fixed_blocks": st.sampled_from([0, 0, 0, 1]),
+        "num_context_tokens": st.sampled_from([0, 0, 0, 0, 1, 5]),
+        "num_fixed_blocks": st.sampled_from([0, 0, 0, 0, 1]),
         "shares_prefix": st.sampled_from([True, True, True, False]),
         "prefix_salt": st.sampled_from([None, None, None, 0]),
         "max_chunk": st.sampled_from([None, None, 1, 3]),
     }
+)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A sequence, as far as the memory goes."""
+
+    shape: dict[str, Any]
+    prefix: int
+    fullness: float
+    """How much of the memory the beginning of its prompt takes."""
+    own: list[int]
+    num_answer_tokens: int
+
+
+WISHES = st.builds(
+    Wish,
+    shape=SHAPES,
+    prefix=st.integers(0, len(PREFIXES) - 1),
+    fullness=st.sampled_from([0, 0.1, 0.2, 0.3, 0.5, 0.8, 1]),
+    own=st.lists(st.integers(0, 1), max_size=8),
+    num_answer_tokens=st.integers(1, 40),
 )
 
 
@@ -62,48 +85,37 @@ class AnyLives(RuleBasedStateMachine):
         self.lives = ScheduledLives(limits, swap_pays=swap_pays, prefer=prefer)
         self.names = map(str, itertools.count())
 
-    @rule(
-        shape=SHAPES,
-        prefix=st.integers(0, len(PREFIXES) - 1),
-        num_shared=st.integers(0, 200),
-        own=st.lists(st.integers(0, 1), max_size=8),
-        num_answer_tokens=st.integers(1, 40),
-    )
-    def add(
-        self,
-        shape: dict[str, Any],
-        prefix: int,
-        num_shared: int,
-        own: list[int],
-        num_answer_tokens: int,
-    ) -> None:
-        num_fixed = shape["num_fixed_blocks"] * shape["num_branches"]
-        capacity = self.lives.capacity(shape["num_context_tokens"], num_fixed)
-        if capacity <= 0:
-            return
-        token_ids = (*PREFIXES[prefix][: num_shared % (capacity + 1)], *own, 0)[-capacity:]
-        new = NewSequence(sequence_id=next(self.names), token_ids=token_ids, **shape)
+    @rule(wishes=st.lists(WISHES, min_size=1, max_size=4))
+    def add(self, wishes: list[Wish]) -> None:
+        for wish in wishes:
+            num_fixed = wish.shape["num_fixed_blocks"] * wish.shape["num_branches"]
+            capacity = self.lives.capacity(wish.shape["num_context_tokens"], num_fixed)
+            if capacity > 0:
+                self._add(wish, capacity)
+
+    def _add(self, wish: Wish, capacity: int) -> None:
+        beginning = PREFIXES[wish.prefix][: int(capacity * wish.fullness)]
+        token_ids = (*beginning, *wish.own, 0)[-capacity:]
+        new = NewSequence(sequence_id=next(self.names), token_ids=token_ids, **wish.shape)
         num_places = sum(life.places for life in self.lives.lives.values()) + new.num_branches
         limit = self.lives.limits.max_running + self.lives.limits.max_waiting
         try:
-            self.lives.add(new, min(capacity, len(token_ids) + num_answer_tokens))
+            self.lives.add(new, min(capacity, len(token_ids) + wish.num_answer_tokens))
         except EngineOverloaded:
             assert num_places > limit
         else:
             assert num_places <= limit
 
+    @precondition(lambda self: self.lives.lives)
     @rule(
+        num_steps=st.integers(1, 12),
         max_prompt_tokens=st.sampled_from([1, 3, 20, 500]),
         fails=st.sets(st.integers(0, 5), max_size=2),
         num_forks=st.integers(0, 2),
     )
-    def step(self, max_prompt_tokens: int, fails: set[int], num_forks: int) -> None:
-        self.lives.step(max_prompt_tokens, fails, num_forks)
-
-    @rule(max_prompt_tokens=st.sampled_from([1, 3, 20, 500]), num_steps=st.integers(2, 20))
-    def several_steps(self, max_prompt_tokens: int, num_steps: int) -> None:
-        for _ in range(num_steps):
-            self.lives.step(max_prompt_tokens)
+    def steps(self, num_steps: int, max_prompt_tokens: int, fails: set[int], num_forks: int) -> None:
+        for i in range(num_steps):
+            self.lives.step(max_prompt_tokens, fails if i == 0 else (), num_forks)
             self.lives.check()
 
     @precondition(lambda self: self.lives.lives)
