@@ -49,7 +49,7 @@ class Scheduler:
         self.num_preemptions = 0
         """How often a running sequence had to give way, so far."""
         self.num_prefix_queries = 0
-        """Tokens of admitted sequences that were looked up in the prefix cache, so far."""
+        """Tokens of prompts looked up in the prefix cache, so far; once each, whoever is preempted."""
         self.num_prefix_hits = 0
         """Those of them that were found."""
 
@@ -143,7 +143,7 @@ class Scheduler:
             self._memory.register(sequence)
 
     def append(self, sequence_id: str, token_id: int) -> None:
-        """Add a token to a sequence; it is computed in a later step."""
+        """Add a token to a sequence, before the next `schedule`, which lets a step compute it."""
         self._sequences[sequence_id].token_ids.append(token_id)
 
     def fork(self, sequence_id: str, new_id: str) -> None:

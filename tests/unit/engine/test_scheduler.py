@@ -47,6 +47,22 @@ def test_answers_go_on_while_prompts_share_the_tokens_of_a_step() -> None:
     assert [len(chunk.token_ids) for chunk in output.chunks] == [1, 1, 3], "single tokens come first"
 
 
+def test_prompts_of_a_single_token_come_first_too() -> None:
+    scheduler = scheduler_with()
+    add(scheduler, "a", 5)
+    add(scheduler, "b", 1)
+    assert [*sizes(step(scheduler))] == ["b", "a"]
+
+
+def test_prompts_go_on_by_urgency() -> None:
+    scheduler = scheduler_with()
+    add(scheduler, "a", 9, max_chunk=2)
+    step(scheduler)
+    add(scheduler, "b", 9, max_chunk=2, priority=-1)
+    assert sizes(step(scheduler, 4)) == {"a": 2, "b": 2}
+    assert sizes(step(scheduler, 3)) == {"b": 2, "a": 1}
+
+
 def test_no_chunk_is_longer_than_its_sequence_allows() -> None:
     scheduler = scheduler_with()
     add(scheduler, "a", 5, max_chunk=2)

@@ -37,6 +37,38 @@ def test_a_less_urgent_sequence_gives_way_even_if_it_came_first() -> None:
     assert (sizes(output), output.preempted) == ({"b": 1}, ("a",))
 
 
+def test_who_gave_way_is_admitted_before_all_of_its_priority_that_have_not_run() -> None:
+    choices = iter(["a", "c"])
+    scheduler = scheduler_with(num_blocks=4, max_running=2, prefer=lambda names: next(choices, None))
+    for name in "abc":
+        add(scheduler, name, 7)
+    assert sizes(step(scheduler)) == {"a": 7, "c": 7}
+    while not (output := step(scheduler)).preempted:
+        pass
+    assert output.preempted == ("c",)
+    scheduler.finish("a")
+    assert "c" in sizes(step(scheduler, 1)), "though b came first"
+
+
+def test_a_copy_for_one_who_has_to_give_way_is_withdrawn_and_its_source_swapped_out() -> None:
+    scheduler = scheduler_with(num_blocks=5, num_host_blocks=4, swap_pays=lambda num_tokens: True)
+    add(scheduler, "a", 3)
+    add(scheduler, "b", 6, num_branches=3)
+    output = scheduler.schedule(ANY)
+    scheduler.complete(output.chunks)
+    scheduler.fork("b", "d")
+    scheduler.fork("b", "c")
+    for name, num_tokens in {"a": 6, "b": 1, "c": 1, "d": 1}.items():
+        for token_id in range(num_tokens):
+            scheduler.append(name, token_id)
+    shared = next(chunk.blocks for chunk in output.chunks if chunk.sequence_id == "b")
+    # b and c get copies of the second block, and d writes into it. Then a needs two blocks: d and c give way.
+    output = step(scheduler)
+    assert (sizes(output), output.preempted) == ({"b": 1, "a": 6}, ("d", "c"))
+    assert [source for source, _ in output.swaps_out] == [*shared, *shared]
+    assert [source for source, _ in output.copies] == [shared[1]]
+
+
 def test_a_step_in_which_one_gives_way_admits_nobody() -> None:
     scheduler = scheduler_with(num_blocks=4)
     add(scheduler, "a", 7)
