@@ -10,7 +10,7 @@ from threading import Lock
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from pgmoe.engine.guide import Guide
+from pgmoe.engine.guide import Guide, reason
 from pgmoe.errors import InvalidRequest
 from pgmoe.response_format import PARAM, ResponseFormat
 
@@ -69,7 +69,7 @@ class GuideCompiler:
         limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
         matcher = LLMatcher(self._read_vocabulary(), grammar, log_level=0, limits=limits)
         if matcher.is_error():
-            raise _refused(matcher.get_error())
+            raise _refused(reason(matcher))
         return matcher
 
     def _read_vocabulary(self) -> LLTokenizer:

@@ -11,7 +11,8 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pgmoe.engine.batch_sampler import sample
 from pgmoe.engine.guide_compiler import GuideCompiler
@@ -255,3 +256,41 @@ def test_a_guide_that_is_stuck_ends_its_row_alone(
     assert isinstance(stuck, InvalidRequest)
     assert isinstance(token, SampledToken)
     assert [one.num_tokens for one in samplers] == [0, 1]
+
+
+@pytest.mark.parametrize("regex", ["hello {1}", "Z+", "he(Q|Z)", "(Q|Z){3}"])
+def test_a_text_that_the_tokenizer_cannot_write_is_an_error_of_the_request(regex: str) -> None:
+    """T5's vocabulary has no braces, say, and no tokens of bytes."""
+    tokenizer = metaspace_unigram_without_bytes()
+    form = ResponseFormat(regex=regex.replace("{1}", r"\{\}"))
+    one = Sampler(
+        SamplingParams(temperature=0), (), guide=GuideCompiler(tokenizer, len(tokenizer)).compile(form)
+    )
+    result = None
+    for _ in range(20):
+        (result,) = sample(torch.zeros(1, len(tokenizer)), [one])
+        if not isinstance(result, SampledToken):
+            break
+    assert isinstance(result, InvalidRequest)
+    assert result.param == "response_format"
+    assert "no token that goes on" in str(result)
+
+
+def metaspace_unigram_without_bytes() -> PreTrainedTokenizerBase:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=60, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(["hello world, the world says hello to you"] * 20, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
+
+
+def test_a_tokenizer_of_t5s_kind_writes_spaces() -> None:
+    tokenizer = metaspace_unigram_without_bytes()
+    form = ResponseFormat(regex="(hello|you) world,? says( the)* hello")
+    texts = answers(GuideCompiler(tokenizer, len(tokenizer) + PADDING), tokenizer, form, 20)
+    assert [text for text in texts if not re.fullmatch(str(form.regex), text)] == []
