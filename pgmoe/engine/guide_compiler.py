@@ -8,10 +8,9 @@ from functools import lru_cache
 from threading import Lock
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from pgmoe.engine.guide import Guide
+from pgmoe.engine.guide import Guide, reason
 from pgmoe.errors import InvalidRequest
 from pgmoe.response_format import PARAM, ResponseFormat
 
@@ -20,6 +19,20 @@ _MAX_LEXER_STATES = 50_000
 """Of one answer, of 1 to 2 kB each: the largest part of what a hostile pattern can make a guide take."""
 _WHITESPACE = r"[ \t\n]{1,32}"
 """Between the tokens of JSON; without a bound, a small model may write nothing else up to its last token."""
+
+_METASPACE = {
+    "normalizer": None,
+    "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": True},
+    "decoder": {
+        "type": "Sequence",
+        "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+        ],
+    },
+}
+"""What takes the place of these parts of a tokenizer of T5's kind."""
 
 
 class GuideCompiler:
@@ -56,7 +69,7 @@ class GuideCompiler:
         limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
         matcher = LLMatcher(self._read_vocabulary(), grammar, log_level=0, limits=limits)
         if matcher.is_error():
-            raise _refused(matcher.get_error())
+            raise _refused(reason(matcher))
         return matcher
 
     def _read_vocabulary(self) -> LLTokenizer:
@@ -78,11 +91,25 @@ class GuideCompiler:
                 "a response_format needs an end-of-sequence token, the model has none", PARAM
             )
         try:
-            return from_tokenizer(tokenizer, max(self._vocab_size, len(tokenizer)), eos)
+            return LLTokenizer(_readable(tokenizer), max(self._vocab_size, len(tokenizer)), eos)
         except ValueError as error:
             raise InvalidRequest(
                 f"response_format is not available with this tokenizer: {error}", PARAM
             ) from error
+
+
+def _readable(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The tokenizer as JSON that llguidance reads aright.
+
+    It knows `▁` for a space from a Replace decoder alone, and what must follow it tokenises as it stands: so
+    nothing may be put before the text, or changed in it.
+    """
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content["truncation"] = content["padding"] = None
+    decoder = content["decoder"] or {}
+    if "Metaspace" in [step.get("type") for step in decoder.get("decoders", [decoder])]:
+        content |= _METASPACE
+    return json.dumps(content)
 
 
 def _grammar(response_format: ResponseFormat) -> str:
@@ -94,8 +121,10 @@ def _grammar(response_format: ResponseFormat) -> str:
             schema = json.loads(response_format.json_schema)
         except (ValueError, RecursionError) as error:
             raise _refused(f"the schema is not JSON: {error}") from error
-    if not isinstance(schema, dict | bool):
-        raise _refused("a schema must be an object, true or false")
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise _refused(f"a schema must be an object or true, got {json.dumps(schema)[:50]}")
     return LLMatcher.grammar_from_json_schema(
         json.dumps(schema),
         # which come after what a schema itself may ask of llguidance ("x-guidance")

@@ -36,15 +36,17 @@ class Sampler:
         """`choice` says which of the `n` answers this is.
 
         `guide` is at the answer's beginning and this sampler's own; `answer_token_ids` were chosen earlier.
-        `seed` is that of an earlier sampler, where `params` have none. Raises GenerationFailed if the guide
-        does not take the tokens.
+        `seed` is that of an earlier sampler, where `params` have none; where that is None, too, it is 64 bits
+        from the operating system. Raises GenerationFailed if the guide does not take the tokens.
         """
         self.params = params
         self.guide = guide
         self.bias = LogitBias(params)
         self.seen = seen_tokens(params, prompt_token_ids)
         self.num_tokens = 0
-        self.seed = _first(params.seed, seed)
+        if params.seed is not None:
+            seed = params.seed
+        self.seed = secrets.randbits(64) - 2**63 if seed is None else seed
         self._choice = choice
         for token_id in answer_token_ids:
             self.remember(token_id)
@@ -75,8 +77,3 @@ class Sampler:
         if self.seen is not None:
             self.seen.add(token_id)
         self.num_tokens += 1
-
-
-def _first(*seeds: int | None) -> int:
-    """The first that is given, else 64 bits from the operating system, signed as `SamplingParams.seed`."""
-    return next((seed for seed in seeds if seed is not None), secrets.randbits(64) - 2**63)
