@@ -172,26 +172,19 @@ def paged_attention(
     """
     if paged is None or softcap is not None:
         raise NotPaged(f"{type(module).__name__}: {'softcap' if softcap else 'no pages'}")
-    num_rows, _, num_tokens, width = query.shape
-    scale = width**-0.5 if scaling is None else scaling
-    layer = int(module.layer_idx)
-    queries = _tokens_first(query)
+    num_rows, num_tokens = query.shape[0], query.shape[2]
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    layer, queries = int(module.layer_idx), _tokens_first(query)
     written, paged.written = paged.written, None
-    if written is None:
+    if written is None:  # the layer has kept nothing, so what it looks at is the prompt
         out = paged.pages.attend_context(layer, queries, scale)
     elif written != layer or not isinstance(attention_mask, MaskRule):
         raise NotPaged(f"{type(module).__name__}: no keys of layer {layer}, or a mask that is no rule")
     else:
         bias = None if position_bias is None else relative_bias(module)
-        out = paged.pages.attend(
-            layer,
-            queries,
-            attention_mask,
-            scale,
-            sinks_Q=s_aux,
-            bias=bias,
-            expand=getattr(module, "expand_kv", None),
-        )
+        expand = getattr(module, "expand_kv", None)
+        visible = attention_mask
+        out = paged.pages.attend(layer, queries, visible, scale, sinks_Q=s_aux, bias=bias, expand=expand)
     return out.view(num_rows, num_tokens, *out.shape[1:]), None
 
 

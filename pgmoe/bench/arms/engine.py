@@ -131,7 +131,7 @@ class LoadedEngine:
         return clock.answer()
 
     def _begin(self) -> None:
-        self._engine.gating.begin(f"{self._num_answers}")
+        self._engine.gating.begin([f"{self._num_answers}"])
 
     def _mark_first(self, num_tokens: int) -> None:
         if num_tokens == 1:
