@@ -55,14 +55,16 @@ def build_stepper(
 
 
 def _limits(config: EngineConfig, assembly: Assembly, num_host_blocks: int) -> SchedulerLimits:
+    """A cache of its own cannot be built again exactly, token by token as it was: all that a sequence may
+    come to need is reserved for it, so that it never gives way, and its tokens themselves take one block."""
     return SchedulerLimits(
         max_running=config.max_running,
         max_waiting=config.max_waiting,
         num_blocks=assembly.memory.num_blocks,
-        block_tokens=BLOCK_TOKENS,
+        block_tokens=BLOCK_TOKENS if assembly.memory.paged else assembly.memory.longest + 1,
         max_passed_over=config.max_passed_over,
         num_host_blocks=num_host_blocks,
-        prefix_cache=config.prefix_cache and assembly.kv_shapes is not None,
+        prefix_cache=config.prefix_cache and assembly.memory.paged,
     )
 
 

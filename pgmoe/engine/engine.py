@@ -177,14 +177,17 @@ class Engine:
             raise EngineClosed("the engine is shut down")
 
     def _new_sequence(self, sequence: Sequence) -> NewSequence:
-        reports = sequence.params.prompt_logprobs is not None
+        kv, reports = self.memory.kv, sequence.params.prompt_logprobs is not None
+        reserved = 0
+        if not self.memory.paged:  # with the one block that the scheduler counts for its tokens
+            reserved = kv.request_blocks(0, len(sequence.start_token_ids) + sequence.max_tokens) - 1
         return NewSequence(
             sequence_id=sequence.key,
             token_ids=sequence.start_token_ids,
             num_branches=1 + len(sequence.siblings),
             priority=sequence.priority,
-            num_context_tokens=len(sequence.prompt_token_ids) if self.memory.kv.keeps_prompt else 0,
-            num_fixed_blocks=self.memory.kv.fixed_blocks,
+            num_context_tokens=len(sequence.prompt_token_ids) if kv.keeps_prompt else 0,
+            num_fixed_blocks=reserved,
             shares_prefix=not reports,
             max_chunk=PROMPT_LOGPROBS_CHUNK if reports else None,
         )

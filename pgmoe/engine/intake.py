@@ -11,7 +11,6 @@ from pgmoe.engine.guide_compiler import GuideCompiler
 from pgmoe.engine.logit_bias import check_logit_bias
 from pgmoe.engine.memory_plan import MemoryPlan
 from pgmoe.engine.model_facts import ModelFacts
-from pgmoe.engine.needs import LEAST_TOKENS
 from pgmoe.engine.sampler import Sampler
 from pgmoe.engine.sequence import Sequence
 from pgmoe.errors import InvalidRequest, PromptTooLong
@@ -45,6 +44,7 @@ class Intake:
         prompt = self._token_ids(request)
         start = self._facts.begin(prompt)
         max_tokens = self._max_tokens(prompt, request.params.max_tokens, len(start))
+        self._check_answers(request.params.n, len(start) + max_tokens)
         now = time.perf_counter()
         answers = [
             self._answer(request, index, prompt, start, max_tokens, now) for index in range(request.params.n)
@@ -87,14 +87,17 @@ class Intake:
                 "encoder, which predicts no tokens; leave it out",
                 "prompt_logprobs",
             )
-        memory, kv = self._memory, self._memory.kv
-        fitting = memory.max_running
-        if kv.fixed_blocks:
-            tokens = kv.blocks(min(memory.longest, LEAST_TOKENS))
-            fitting = min(fitting, max(1, (memory.num_blocks - tokens) // kv.fixed_blocks))
-        if params.n > fitting:
+
+    def _check_answers(self, num_answers: int, num_tokens: int) -> None:
+        """Whether there is ever room for so many side by side."""
+        fitting = self._memory.max_running
+        if not self._memory.paged:
+            fitting = min(fitting, self._memory.num_blocks // self._memory.kv.request_blocks(0, num_tokens))
+        if num_answers > fitting:
             raise InvalidRequest(
-                f"n {params.n}: at most {fitting} answers are generated at once; ask for fewer", "n"
+                f"n {num_answers}: at most {fitting} answers of {num_tokens} tokens, prompt included, are "
+                "generated at once; ask for fewer or shorter ones",
+                "n",
             )
 
     def _token_ids(self, request: Request) -> tuple[int, ...]:

@@ -106,8 +106,8 @@ class LLM:
     ) -> Iterator[RequestOutput]:
         """The pieces of an answer, or of `n`, as they come. Closing the iterator ends the generation.
 
-        Several may be open, and `generate` called between pieces: all go on together. Raises InvalidRequest at
-        once, other errors from the iterator.
+        Several may be open, and `generate` called between pieces: all go on together. Raises InvalidRequest
+        at once, other errors from the iterator.
         """
         return self._pieces(self._accept(prompt, params, add_special_tokens))
 

@@ -67,6 +67,8 @@ class MemoryPlan:
     num_slots: int
     num_experts: int
     kv: KvSize
+    paged: bool
+    """Whether blocks are really blocks of a pool; else they count what sequences' own caches take."""
     max_running: int
     longest: int
     """Tokens of the longest sequence that is served, prompt and answer."""
@@ -130,7 +132,8 @@ def plan_memory(
     A number of bytes covers dense weights, KV cache, workspace and slots. A percentage is slots for that
     share of the experts, with everything else beside it. `kv_memory` is a number of bytes or `auto`: beside a
     percentage, the KV cache is then what the usual use takes; within a number of bytes it is the first of
-    `needs.levels()` that takes at most KV_SHARE of what dense weights, workspace and one token's experts leave, or the last.
+    `needs.levels()` that takes at most KV_SHARE of what dense weights, workspace and one token's experts
+    leave, or the last.
 
     Raises BudgetTooSmall, with the smallest that works, or ConfigError for a malformed budget.
     """
@@ -159,6 +162,7 @@ def plan_memory(
         num_slots=min(slots, shape.num_experts),
         num_experts=shape.num_experts,
         kv=needs.kv,
+        paged=needs.paged,
         max_running=needs.max_running,
         longest=running.longest,
         limits_length=running.longest < needs.max_model_len,

@@ -45,6 +45,11 @@ class Needs:
     shapes: tuple[LayerShape, ...] | None = None
     """What each layer keeps of a token in a pool for all; None where each sequence has a cache of its own."""
 
+    @property
+    def paged(self) -> bool:
+        """Whether there is a pool."""
+        return self.shapes is not None
+
     def levels(self) -> Iterator[RunningBytes]:
         """What might be made room for, half each time: `max_running` sequences of USUAL_TOKENS first, then
         fewer, then one that is shorter, LEAST_TOKENS last; a shorter `max_model_len` stands for either.

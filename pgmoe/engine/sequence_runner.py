@@ -1,7 +1,8 @@
 """Runs a step sequence by sequence, each with a cache of transformers' own.
 
 For families that keep more than keys and values of tokens (linear attention, Mamba layers), or whose
-positions depend on a sequence's length. Experts are then not shared by the sequences of a step.
+positions depend on a sequence's length. Experts are then not shared by the sequences of a step. Some of
+transformers' caches give another state when a prompt is read in several chunks (MiniMax's).
 """
 
 from __future__ import annotations

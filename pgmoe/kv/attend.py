@@ -16,7 +16,7 @@ from pgmoe.kv.pool import LayerPages
 from pgmoe.kv.reads import Read
 
 Expand = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""What is kept of tokens, (B, H, L, D) and (B, H, L, V), to keys and values of all heads, of the same form."""
+"""What is kept of tokens, (B, H, L, D) and (B, H, L, V), to keys and values of all heads, likewise."""
 
 
 def attend(

@@ -16,9 +16,9 @@ from tests.support.checkpoints import ENCODER_DECODER_FAMILIES, FAMILIES, tiny_c
 from tests.support.mixtures import Arrival, alone, first_difference, play, random_mixture
 
 CONTEXT = 2304
-LONGEST_PROMPT, LONGEST_ANSWER = 2000, 40
-LONGEST_MINIMAX = 400
-"""Its linear attention, with weights drawn at random, overflows in longer ones, in transformers too."""
+LONGEST = {"minimax": (400, 40), "switch_transformers": (600, 100), "nllb_moe": (600, 100)}
+"""Tokens of prompt and answer, where it is not (2000, 40). With weights drawn at random MiniMax's linear
+attention overflows in longer ones, in transformers too; an encoder-decoder's answers alone grow."""
 TIE = 1e-4
 """Nats: two tokens nearer than this may change places with the order in which sums are rounded."""
 
@@ -50,10 +50,13 @@ def engine(family: str, checkpoint: Path) -> Iterator[Engine]:
     options = {"model": str(checkpoint), "device": "cpu", "device_memory": "50%", "max_running": 24}
     token_bytes = _token_bytes(options)
     # Room for the longest request and little more: others have to give way to it.
-    longest = LONGEST_MINIMAX if family == "minimax" else LONGEST_PROMPT
-    room = (longest + LONGEST_ANSWER + 16) * token_bytes
-    room *= 2 if family in ENCODER_DECODER_FAMILIES else 1
-    built = Engine(EngineConfig.parse({**options, "kv_memory": int(room), "prefill_chunk": 256}))
+    room = (sum(LONGEST.get(family, (2000, 40))) + 16) * token_bytes
+    room *= 2 if family in ENCODER_DECODER_FAMILIES else 1  # prompts are kept as well
+    built = Engine(
+        EngineConfig.parse(
+            {**options, "kv_memory": int(room), "prefill_chunk": 512 if family == "minimax" else 256}
+        )
+    )
     yield built
     built.close()
 
@@ -68,8 +71,7 @@ def _token_bytes(options: dict[str, object]) -> int:
 
 def mixture(family: str, model: PreTrainedModel) -> list[Arrival]:
     vocab_size = model.get_input_embeddings().num_embeddings
-    longest = LONGEST_MINIMAX if family == "minimax" else LONGEST_PROMPT
-    return random_mixture(7, 64, vocab_size, longest, LONGEST_ANSWER)
+    return random_mixture(7, 64, vocab_size, *LONGEST.get(family, (2000, 40)))
 
 
 def generated(model: PreTrainedModel, request: Request) -> list[int]:
@@ -100,8 +102,8 @@ def test_a_mixture_of_requests_gives_what_each_gives_alone(
 ) -> None:
     arrivals = mixture(family, model)
     played = play(engine, arrivals)
-    assert played.most_running > 8
-    assert engine._scheduler.num_preemptions > 0
+    assert played.most_running >= (4 if family == "minimax" else 8)
+    assert (engine._scheduler.num_preemptions > 0) == engine.memory.paged
     for arrival in arrivals:
         request = arrival.request
         tokens = played.tokens(request.request_id)

@@ -3,87 +3,147 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+from pgmoe.config import EngineConfig
 from pgmoe.engine.dry_run import DryRun
+from pgmoe.engine.engine import Engine
 from pgmoe.engine.live_bytes import LiveBytes
-from pgmoe.engine.llm import LLM
-from pgmoe.engine.runner import ModelRunner
+from pgmoe.engine.model_facts import ModelFacts
+from pgmoe.engine.paged_runner import PagedRunner
+from pgmoe.engine.part import Outcome, Part, Runner
+from pgmoe.engine.sequence_runner import SequenceRunner
 from pgmoe.experts.expander import expanded_bytes
+from pgmoe.kv.pool import KvPool
 from pgmoe.models.loader import read_plan
 from pgmoe.request import Request, SamplingParams
 from tests.conftest import QuantisedCheckpoints, TinyCheckpoints
-from tests.support.checkpoints import FAMILIES
+from tests.support.checkpoints import ENCODER_DECODER_FAMILIES, FAMILIES
 
-CHUNK = 16
-PROMPT = tuple(range(5, 55))
-NUM_ANSWER = 10
-
-
-def tensors(found: Any) -> list[Tensor]:
-    """All that an object of transformers' holds."""
-    if isinstance(found, Tensor):
-        return [found]
-    if isinstance(found, dict):
-        parts = list(found.values())
-    elif isinstance(found, list | tuple):
-        parts = list(found)
-    else:
-        parts = list(vars(found).values()) if type(found).__module__.startswith("transformers") else []
-    return [tensor for part in parts for tensor in tensors(part)]
+CHUNK, NUM_TOKENS, NUM_RUNNING = 32, 96, 4
+NOT_PAGED = ("minimax",)
 
 
-def held(sequence: Any) -> int:
-    """Bytes of the storages that a sequence keeps."""
-    storages = [t.untyped_storage() for t in tensors((sequence.kv_cache, sequence.encoder_outputs))]
-    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+def engine_of(folder: Path) -> Engine:
+    options = {"model": str(folder), "device": "cpu", "prefill_chunk": CHUNK, "max_running": NUM_RUNNING}
+    return Engine(EngineConfig.parse(options))
+
+
+def dry_run(folder: Path) -> DryRun:
+    return DryRun(read_plan(str(folder)), CHUNK, NUM_RUNNING)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_cache_holds_what_was_predicted_of_it(tiny: TinyCheckpoints, family: str) -> None:
-    folder = tiny(family, torch.bfloat16)
-    kv = DryRun(read_plan(str(folder)), CHUNK).kv_size()
-    with LLM(folder, device="cpu", prefill_chunk=CHUNK) as llm:
-        engine = llm._engine
-        params = SamplingParams(max_tokens=NUM_ANSWER + 1, temperature=0, ignore_eos=True)
-        sequence = engine.accept(Request(request_id="a", prompt_token_ids=PROMPT, params=params))
-        in_decoder = len(sequence.pending)
-        engine.add(sequence)
-        largest = 0
-        while engine.has_work:
+def test_every_family_is_paged_but_those_that_keep_more_than_tokens(
+    tiny: TinyCheckpoints, family: str
+) -> None:
+    assert (dry_run(tiny(family, torch.bfloat16)).shapes is None) == (family in NOT_PAGED)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in NOT_PAGED])
+def test_the_pool_takes_what_was_predicted_of_its_blocks(tiny: TinyCheckpoints, family: str) -> None:
+    found = dry_run(tiny(family, torch.bfloat16))
+    assert found.shapes is not None
+    pool, kv = KvPool(found.shapes, 7, 16, torch.device("cpu")), found.kv_size()
+    held = sum(t.untyped_storage().nbytes() for layer in pool.layers for t in (layer.keys, layer.values))
+    assert held == 7 * kv.block_bytes + kv.token_bytes  # and the place that holds nothing
+    assert kv.keeps_prompt == (family in ENCODER_DECODER_FAMILIES)
+
+
+def test_a_cache_of_its_own_takes_what_was_predicted_of_a_sequence(tiny: TinyCheckpoints) -> None:
+    folder = tiny("minimax", torch.bfloat16)
+    kv = dry_run(folder).kv_size()
+    engine = engine_of(folder)
+    try:
+        runner = engine._stepper._runner
+        assert isinstance(runner, SequenceRunner)
+        params = SamplingParams(max_tokens=11, temperature=0, ignore_eos=True)
+        engine.add(engine.accept(Request(request_id="a", prompt_token_ids=(5,) * 50, params=params)))
+        for _ in range(5):
             engine.step()
-            largest = max(largest, held(sequence))
-    # The last token is never fed to the model, and what the one before it left is given back at the end.
-    predicted = kv.request_bytes(len(PROMPT), in_decoder + NUM_ANSWER - 1)
-    if family in ("gpt_oss", "smallthinker"):  # a full window after a chunk that is not whole
-        assert predicted * 0.9 <= largest <= predicted
-    else:
-        assert largest == predicted
-    assert sequence.kv_bytes == kv.request_bytes(len(PROMPT), in_decoder + NUM_ANSWER + 1) > largest
+        (cache,) = runner.kept().values()
+        tensors = [t for layer in cache.layers for t in vars(layer).values() if isinstance(t, torch.Tensor)]
+        tensors += [t for t in cache.linear_cache if isinstance(t, torch.Tensor)]
+        held = sum(t.untyped_storage().nbytes() for t in tensors)
+    finally:
+        engine.close()
+    assert held == kv.fixed_bytes + (50 + 3) * kv.token_bytes
 
 
-def most_held(folder: Path, chunk: int, num_tokens: int) -> int:
-    """Most bytes beyond what is kept, in a step of a sequence of so many random tokens."""
-    with LLM(folder, device="cpu", prefill_chunk=chunk) as llm, torch.inference_mode():
-        assembly = llm._engine._assembly
-        model = assembly.loaded.model
-        weights = [*model.parameters(), *model.buffers(), assembly.pool._arena._memory]
-        ids = torch.randint(5, 100, (num_tokens,), generator=torch.Generator().manual_seed(1)).tolist()
-        params = SamplingParams(max_tokens=1)
-        sequence = llm._engine.accept(Request(request_id="a", prompt_token_ids=tuple(ids), params=params))
-        runner, most = ModelRunner(model, torch.device("cpu"), chunk), 0
-        while sequence.pending:
-            before = held(sequence)
-            known = tensors((sequence.kv_cache, sequence.encoder_outputs))
-            with LiveBytes(known=known, constant=weights) as live:
-                del known
-                runner.step(sequence)
-            most = max(most, live.peak - (held(sequence) - before))
-    return most
+def most_held(folder: Path) -> int:
+    """Most bytes that a step holds: of a prompt chunk by chunk, beside single tokens of long sequences."""
+    engine = engine_of(folder)
+    try:
+        runner, facts = engine._stepper._runner, ModelFacts(engine.loaded.model)
+        model, pool = engine.loaded.model, engine._assembly.pool
+        weights = [*model.parameters(), *model.buffers(), pool._arena._memory]
+        steps = [[part] for part in parts("a", facts)]
+        if isinstance(runner, PagedRunner):
+            weights += [t for layer in runner._pool.layers for t in (layer.keys, layer.values)]
+            others = [parts(name, facts) for name in "bcd"]
+            for step in range(max(len(steps), *map(len, others))):
+                for other in others:
+                    checked(runner.run([other[min(step, len(other) - 1)]]))
+            steps[-1] += [single(other[-1]) for other in others]
+        return max(held(runner, step, weights) for step in steps)
+    finally:
+        engine.close()
+
+
+def parts(name: str, facts: ModelFacts) -> list[Part]:
+    """A sequence of NUM_TOKENS random tokens; of an encoder-decoder, prompt and answer."""
+    ids = torch.randint(5, 100, (NUM_TOKENS,), generator=torch.Generator().manual_seed(ord(name))).tolist()
+    number = "abcd".index(name)
+    blocks = tuple(range(number, 80, 8))[: NUM_TOKENS // 16]  # scattered, so that they are gathered
+    context = tuple(range(number + 4, 80, 8))[: NUM_TOKENS // 16] if facts.is_encoder_decoder else ()
+    starts = [0, 1, *range(CHUNK, NUM_TOKENS, CHUNK)] if context else list(range(0, NUM_TOKENS, CHUNK))
+    return [
+        Part(
+            sequence_id=name,
+            token_ids=tuple(ids[start:end]),
+            start=start,
+            blocks=blocks,
+            context_blocks=context,
+            prompt_token_ids=tuple(ids) if context else (),
+        )
+        for start, end in zip(starts, [*starts[1:], NUM_TOKENS], strict=True)
+    ]
+
+
+def single(part: Part) -> Part:
+    """Its last token, computed once more."""
+    return Part(
+        sequence_id=part.sequence_id,
+        token_ids=part.token_ids[-1:],
+        start=part.start + len(part.token_ids) - 1,
+        blocks=part.blocks,
+        context_blocks=part.context_blocks,
+        prompt_token_ids=part.prompt_token_ids,
+    )
+
+
+def held(runner: Runner, step: list[Part], weights: list[torch.Tensor]) -> int:
+    kept = sum(t.untyped_storage().nbytes() for t in own_tensors(runner))
+    with LiveBytes(known=own_tensors(runner), constant=weights) as live:
+        checked(runner.run(step))
+    grown = sum(t.untyped_storage().nbytes() for t in own_tensors(runner)) - kept
+    peak: int = live.peak
+    return peak - grown
+
+
+def own_tensors(runner: Runner) -> list[torch.Tensor]:
+    """Of caches that are not the pool's."""
+    caches = runner.kept().values() if isinstance(runner, SequenceRunner) else []
+    tensors = [t for c in caches for layer in c.layers for t in vars(layer).values()]
+    tensors += [t for c in caches for t in getattr(c, "linear_cache", [])]
+    return [t for t in tensors if isinstance(t, torch.Tensor)]
+
+
+def checked(outcomes: list[Outcome]) -> None:
+    for outcome in outcomes:
+        assert isinstance(outcome, torch.Tensor), outcome
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -91,18 +151,18 @@ def test_a_step_holds_no_more_than_was_predicted_and_not_much_less(
     tiny: TinyCheckpoints, family: str
 ) -> None:
     folder = tiny(family, torch.bfloat16)
-    predicted = DryRun(read_plan(str(folder)), 32).workspace_bytes(96)
-    assert predicted * 0.9 <= most_held(folder, 32, 96) <= predicted
+    predicted = dry_run(folder).workspace_bytes(NUM_TOKENS)
+    assert predicted * 0.9 <= most_held(folder) <= predicted
 
 
 @pytest.mark.parametrize("kind", ["mxfp4 gpt_oss", "fp8 deepseek in part", "fp8 mixtral"])
 def test_expanding_quantised_experts_is_part_of_a_step(quantised: QuantisedCheckpoints, kind: str) -> None:
     folder = quantised(kind)
     plan = read_plan(str(folder))
-    predicted = DryRun(plan, 32).workspace_bytes(96)
+    predicted = DryRun(plan, CHUNK, NUM_RUNNING).workspace_bytes(NUM_TOKENS)
     assert predicted > expanded_bytes(plan.layers) > 0
     # The prediction has one expert get all tokens, here none does.
-    assert predicted * 0.6 <= most_held(folder, 32, 96) <= predicted
+    assert predicted * 0.6 <= most_held(folder) <= predicted
 
 
 def test_tensors_count_from_their_making_to_their_end_and_views_once() -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgmoe.engine.kv_size import KvPart, KvSize
+from pgmoe.engine.kv_size import KvSize
 from pgmoe.engine.memory_plan import HOST_SHARE, ExpertShape, plan_host_experts, plan_memory, smallest_budget
 from pgmoe.engine.needs import LEAST_TOKENS, USUAL_TOKENS, Needs
 from pgmoe.errors import BudgetTooSmall, ConfigError
@@ -25,7 +26,7 @@ shapes = st.builds(
 
 
 KIB = 2**10
-KV = KvSize((KvPart(token_bytes=KIB),))
+KV = KvSize(token_bytes=KIB)
 
 
 def step_bytes(num_tokens: int) -> int:
@@ -35,15 +36,15 @@ def step_bytes(num_tokens: int) -> int:
 NEEDS = Needs(kv=KV, workspace=step_bytes, max_running=4, max_model_len=8192)
 SMALLEST = 12 * MIB + LEAST_TOKENS * (KIB + 100)
 
-parts = st.builds(
-    KvPart,
+sizes = st.builds(
+    KvSize,
     token_bytes=st.integers(1, 2**20),
-    fixed_bytes=st.integers(0, 2**16),
-    most_tokens=st.none() | st.integers(1, 4096),
+    fixed_bytes=st.integers(0, 2**24),
+    keeps_prompt=st.booleans(),
 )
 all_needs = st.builds(
     Needs,
-    kv=st.builds(KvSize, st.lists(parts, min_size=1, max_size=3).map(tuple), st.integers(0, 2**16)),
+    kv=sizes,
     workspace=st.integers(0, 10**6).map(lambda per_token: lambda num_tokens: per_token * num_tokens),
     max_running=st.integers(1, 9),
     max_model_len=st.integers(2, 10**5),
@@ -56,8 +57,9 @@ all_needs = st.builds(
 def test_a_share_buys_slots_beside_everything_else(budget: str, slots: int) -> None:
     plan = plan_memory(budget, "auto", SHAPE, NEEDS)
     assert plan.num_slots == slots
-    assert (plan.kv_capacity, plan.longest, plan.limits_length) == (None, 8192, False)
+    assert (plan.longest, plan.limits_length) == (8192, False)
     assert plan.kv_bytes == 4 * USUAL_TOKENS * KIB
+    assert plan.num_blocks == 4 * USUAL_TOKENS // 16
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,6 @@ def test_a_share_buys_slots_beside_everything_else(budget: str, slots: int) -> N
 def test_the_cache_is_halved_until_it_is_a_quarter_of_what_is_left(budget: str | int, kv_tokens: int) -> None:
     plan = plan_memory(budget, "auto", SHAPE, NEEDS)
     assert (plan.kv_bytes, plan.longest) == (kv_tokens * KIB, kv_tokens)
-    assert plan.kv_capacity == plan.kv_bytes
     assert plan.workspace_bytes == step_bytes(kv_tokens)
 
 
@@ -98,7 +99,7 @@ def test_all_parts_together_stay_within_the_budget_and_slots_take_what_is_left(
     assert plan.num_slots == shape.num_experts or plan.total_bytes + shape.slot_bytes > budget
     assert plan.kv.sequence_bytes(plan.longest) <= plan.kv_bytes
     assert plan.longest >= min(needs.max_model_len, LEAST_TOKENS)
-    assert plan.share_tokens <= plan.longest
+    assert plan.kv.request_blocks(plan.longest, plan.longest) <= plan.num_blocks
 
 
 @pytest.mark.parametrize("budget", ["8.3%", "0%", "0", 0, "5MiB", SMALLEST - 1])
@@ -129,10 +130,10 @@ def test_every_budget_that_is_named_as_the_smallest_works(
 
 def test_given_bytes_limit_the_cache_beside_a_share_too_but_not_beyond_what_can_be_used() -> None:
     plan = plan_memory("50%", "1MiB", SHAPE, NEEDS)
-    assert (plan.num_slots, plan.kv_capacity, plan.longest, plan.share_tokens) == (12, MIB, 1024, 256)
+    assert (plan.num_slots, plan.kv_bytes, plan.longest) == (12, MIB, 1024)
     assert plan.limits_length
     plan = plan_memory("1GiB", "500MiB", SHAPE, NEEDS)
-    assert (plan.kv_capacity, plan.longest) == (4 * 8192 * KIB, 8192)
+    assert (plan.kv_bytes, plan.longest) == (4 * 8192 * KIB, 8192)
     assert not plan.limits_length
 
 
@@ -152,13 +153,25 @@ def test_the_plan_is_told_part_by_part() -> None:
     text = plan_memory("600MiB", "auto", SHAPE, NEEDS).text()
     for line in (
         r"dense weights +10\.0 MiB",
-        r"KV cache +8\.0 MiB  for 4 sequences of 2048 tokens",
+        r"KV cache +8\.0 MiB  512 blocks, for 4 sequences of 2048 tokens",
         r"workspace +800\.0 KiB  sequences of up to 8192 tokens",
         r"expert slots +24\.0 MiB  24 of 24 experts",
         r"together +42\.8 MiB  of device_memory 600\.0 MiB",
     ):
         assert re.search(line, text), (line, text)
-    assert "not limited" in plan_memory("50%", "auto", SHAPE, NEEDS).text()
+
+
+def test_beside_a_share_the_longest_sequence_fits_at_least() -> None:
+    needs = replace(NEEDS, max_model_len=4 * USUAL_TOKENS + 1)
+    plan = plan_memory("50%", "auto", SHAPE, needs)
+    assert plan.longest == 4 * USUAL_TOKENS + 1
+    assert plan.num_blocks == 4 * USUAL_TOKENS // 16 + 1
+
+
+def test_states_of_constant_size_count_as_blocks() -> None:
+    assert KvSize(KIB, fixed_bytes=40 * KIB).request_blocks(1, 17) == 3 + 2
+    assert KvSize(0, fixed_bytes=64 * KIB).request_blocks(1, 17) == 64 + 2
+    assert KvSize(KIB, keeps_prompt=True).request_blocks(33, 1) == 3 + 1
 
 
 @pytest.mark.parametrize("budget", ["", "much", "-1", "101%", "5XB", -1, "auto", "50 % %"])
