@@ -13,6 +13,7 @@ from torch import Tensor
 from pgmoe.experts.cache import ExpertCache, SlotState
 from pgmoe.experts.compute import PooledExperts
 from pgmoe.experts.host_tier import HostTier
+from pgmoe.experts.ledger import Ledger
 from pgmoe.experts.limiter import PrefetchLimiter
 from pgmoe.experts.links.base import Link
 from pgmoe.experts.links.copiers import RamCopier
@@ -154,7 +155,7 @@ class PoolParts:
         size = self.layers[layer].layout.weight_bytes
         gating = gating or OnDemand()
         prefetcher = Prefetcher(gating, self.pool, PrefetchLimiter(1e9), GuessTrust(), size, self.stats)
-        return PooledExperts(layer, self.layers[layer], self.pool, prefetcher)
+        return PooledExperts(layer, self.layers[layer], self.pool, prefetcher, Ledger())
 
     def take(self, layer: int, experts: Sequence[int]) -> list[int]:
         """Lease these, check every byte, and give them in the order in which they came."""

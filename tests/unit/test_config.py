@@ -15,6 +15,7 @@ OPTIONS = {
     "dtype": "auto",
     "device_memory": "100%",
     "kv_memory": "auto",
+    "kv_swap_memory": 0,
     "host_memory": "auto",
     "pack": "off",
     "pack_folder": "~/.cache/pgmoe/packs",
@@ -28,9 +29,12 @@ OPTIONS = {
     "num_readers": 2,
     "num_threads": None,
     "max_model_len": None,
-    "max_running": 4,
+    "max_running": 32,
     "max_waiting": 64,
+    "max_passed_over": 32,
+    "prefix_cache": True,
     "prefill_chunk": 512,
+    "max_inter_token_s": None,
 }
 AT_THE_LIMIT = {
     "emulated_latency_s": (0,),
@@ -39,7 +43,9 @@ AT_THE_LIMIT = {
     "max_model_len": (2,),
     "max_running": (1,),
     "max_waiting": (0,),
+    "max_passed_over": (0,),
     "prefill_chunk": (1,),
+    "max_inter_token_s": (1e-9,),
 }
 BEYOND = {
     "emulated_latency_s": (-1e-6,),
@@ -48,13 +54,16 @@ BEYOND = {
     "max_model_len": (1,),
     "max_running": (0,),
     "max_waiting": (-1,),
+    "max_passed_over": (-1,),
     "prefill_chunk": (0,),
+    "max_inter_token_s": (0,),
     "dtype": ("int8",),
     "pack": ("on", True),
     "verify_pack": ("perhaps",),
     "direct_io": ("perhaps",),
     "device_memory": (None, [1]),
     "kv_memory": (None, [1]),
+    "kv_swap_memory": (None, [1]),
     "policy": (None,),
 }
 

@@ -65,11 +65,12 @@ def test_what_the_next_routers_would_choose_is_recorded_at_any_budget(
                 assert [len(row) for row in traced.predicted] == [len(row) for row in traced.ids]
 
 
-def test_prompts_that_take_turns_are_recorded_in_turns(tiny_chat: Path, tmp_path: Path) -> None:
+def test_prompts_that_run_together_are_recorded_together(tiny_chat: Path, tmp_path: Path) -> None:
     trace = record(tiny_chat, tmp_path / "t.parquet", "--at-once", "2")
-    first, second = (step.sequence for step in trace.steps[:2])
-    assert first != second
-    assert [step.sequence for step in trace.steps[:4]] == [first, second] * 2
+    apart = record(tiny_chat, tmp_path / "apart.parquet", "--at-once", "1")
+    both = "+".join(dict.fromkeys(step.sequence for step in apart.steps))
+    assert [step.sequence for step in trace.steps[:4]] == [both] * 4
+    assert [len(step.layers[0].ids) for step in trace.steps[1:4]] == [2] * 3
 
 
 def test_a_replay_misses_as_often_as_the_engine_did(tiny_chat: Path, tmp_path: Path) -> None:

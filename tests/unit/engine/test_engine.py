@@ -15,6 +15,7 @@ from pgmoe.config import EngineConfig
 from pgmoe.engine.engine import Engine, StepOutput
 from pgmoe.errors import (
     DeadlineExceeded,
+    DeviceLost,
     EngineClosed,
     EngineOverloaded,
     ExpertReadError,
@@ -76,12 +77,12 @@ def test_a_step_without_requests_says_nothing(engine: Engine) -> None:
     assert engine.step() == []
 
 
-def test_requests_take_turns_and_the_queue_moves_up(engine: Engine) -> None:
+def test_requests_run_side_by_side_and_the_queue_moves_up(engine: Engine) -> None:
     for name in "abcd":
         add(engine, name, SamplingParams(max_tokens=2, temperature=0, ignore_eos=True))
     assert (engine.stats.num_running, engine.stats.num_waiting) == (0, 4)
-    order = [output.request_id for _ in range(8) for output in engine.step()]
-    assert order == list("ababcdcd")
+    steps = [[output.request_id for output in engine.step()] for _ in range(4)]
+    assert steps == [["a", "b"], ["a", "b"], ["c", "d"], ["c", "d"]]
 
 
 def test_one_request_too_many_is_refused_and_a_place_comes_back(engine: Engine) -> None:
@@ -92,9 +93,10 @@ def test_one_request_too_many_is_refused_and_a_place_comes_back(engine: Engine) 
         add(engine, "e")
     assert engine.stats.finished["rejected"] == rejected + 1
     engine.abort("c")
-    engine.step()
+    told = run(engine, num_steps=1)
     add(engine, "e")
-    told = run(engine)
+    for name, outputs in run(engine).items():
+        told.setdefault(name, []).extend(outputs)
     assert set(told) == set("abde")
     assert whole(told["e"]).token_ids == whole(told["b"]).token_ids
 
@@ -171,7 +173,7 @@ def test_a_file_cut_short_ends_the_request_that_needs_it_and_a_whole_one_heals(
     model = tiny("mixtral", torch.float32, "200KB")  # embedding and experts in files of their own
     folder = Path(shutil.copytree(model, tmp_path / "model"))
     before = [Original(path) for path in folder.glob("*.safetensors")]
-    engine = load(folder, device_memory="10%", direct_io=direct_io)
+    engine = load(folder, device_memory="10%", direct_io=direct_io, max_running=1)
     add(engine, "alone")
     expected = whole(run(engine)["alone"]).token_ids
 
@@ -182,7 +184,7 @@ def test_a_file_cut_short_ends_the_request_that_needs_it_and_a_whole_one_heals(
     (failed,) = engine.step()
     for file in before:
         file.put_back()
-    told["spared"] += run(engine)["spared"]
+    told["spared"] = run(engine)["spared"]
     assert failed.request_id == "met"
     assert type(failed.error) is kind
     assert any(path in str(failed.error) for path in cut)
@@ -284,37 +286,166 @@ def test_an_unforeseen_error_is_logged_and_told_in_our_own_words(
     engine.close()
 
 
+def test_whose_part_of_a_step_fails_ends_and_the_others_go_on(tiny: TinyCheckpoints) -> None:
+    engine = load(tiny("mixtral"), prefix_cache=False)
+    add(engine, "alone", LONG)
+    expected = whole(run(engine)["alone"]).token_ids
+    embedding = engine.loaded.model.get_input_embeddings()
+    poison = next(token for token in range(5, 256) if token not in expected)
+
+    def fail(_: object, given: tuple[torch.Tensor]) -> None:
+        if (given[0] == poison).any():
+            raise ZeroDivisionError
+
+    hook = embedding.register_forward_pre_hook(fail)
+    for name in "ab":
+        add(engine, name, LONG)
+    told = run(engine, num_steps=20)
+    add(engine, "bad", prompt_token_ids=(5, poison, 6))
+    add(engine, "c", LONG)
+    for name, outputs in run(engine).items():
+        told.setdefault(name, []).extend(outputs)
+    hook.remove()
+    (failed,) = told["bad"]
+    assert isinstance(failed.error, GenerationFailed)
+    for name in "abc":
+        assert whole(told[name]).token_ids == expected
+    assert engine._scheduler.num_used_blocks == 0
+    engine.close()
+
+
+def test_a_step_that_breaks_off_ends_whom_it_was_about_and_the_engine_goes_on(
+    tiny: TinyCheckpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(tiny("mixtral"), max_running=2)
+    for name in "abc":
+        add(engine, name)
+    run(engine, num_steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._scheduler, "complete", lambda chunks: 1 / 0)
+        outputs = engine.step()
+    assert [(o.request_id, type(o.error)) for o in outputs] == [("a", GenerationFailed)]
+    told = run(engine)
+    assert whole(told["b"]).token_ids == whole(told["c"]).token_ids[2:]
+    assert engine.stats.finished == {"error": 1, "length": 2}
+    engine.close()
+
+
+def test_a_lost_device_is_fatal_and_says_so(tiny: TinyCheckpoints) -> None:
+    engine = load(tiny("mixtral"))
+    embedding = engine.loaded.model.get_input_embeddings()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    embedding.register_forward_pre_hook(fail)
+    add(engine, "a")
+    with pytest.raises(DeviceLost, match=r"illegal memory access .*; restart"):
+        engine.step()
+    engine.close()
+
+
 def kv_memory(num_tokens: int) -> int:
     """What so many tokens of the tiny Mixtral take: 3 layers, key and value of 2 heads, 16 wide, float32."""
     return 3 * 2 * 2 * 16 * 4 * num_tokens
 
 
 def test_requests_wait_for_kv_memory_and_get_it_in_order(tiny: TinyCheckpoints) -> None:
-    engine = load(tiny("mixtral"), max_running=4, kv_memory=kv_memory(256))
-    long = SamplingParams(max_tokens=156, temperature=0, ignore_eos=True)
-    add(engine, "a", long, prompt_token_ids=(5,) * 44)  # 200 of 256
-    add(engine, "b", long, prompt_token_ids=(5,) * 44)
+    engine = load(tiny("mixtral"), max_running=4, kv_memory=kv_memory(256), prefix_cache=False)
+    add(engine, "a", SHORT, prompt_token_ids=(5,) * 200)  # 13 of 16 blocks
+    add(engine, "b", SHORT, prompt_token_ids=(5,) * 64)
     add(engine, "c", SHORT)  # would fit beside a, but came after b
     engine.step()
     assert (engine.stats.num_running, engine.stats.num_waiting) == (1, 2)
     engine.abort("a")
     told = run(engine, num_steps=1)
     assert (engine.stats.num_running, engine.stats.num_waiting) == (2, 0)
-    told = run(engine)
+    for name, outputs in run(engine).items():
+        told.setdefault(name, []).extend(outputs)
     assert len(whole(told["c"]).token_ids) == 8
-    assert engine._scheduler.reserved_bytes == 0
+    assert engine._scheduler.num_used_blocks == 0
     engine.close()
 
 
-def test_an_open_answer_ends_with_its_share_of_memory_and_that_of_a_long_prompt_with_the_context(
-    tiny: TinyCheckpoints,
-) -> None:
+@pytest.mark.parametrize("kv_swap_memory", [0, "1MiB"])
+def test_who_gives_way_goes_on_with_the_same_answer(tiny: TinyCheckpoints, kv_swap_memory: int | str) -> None:
+    engine = load(tiny("mixtral"), kv_memory=kv_memory(256), kv_swap_memory=kv_swap_memory)
+    prompts = {name: (ord(name),) * 20 for name in "abcdef"}
+    params = SamplingParams(max_tokens=100, seed=3, ignore_eos=True)
+    together: dict[str, list[StepOutput]] = {}
+    for name, prompt in prompts.items():
+        add(engine, name, params, prompt_token_ids=prompt)
+    together = run(engine)
+    assert engine._scheduler.num_preemptions > 0
+    for name, prompt in prompts.items():
+        add(engine, name, params, prompt_token_ids=prompt)
+        assert whole(together[name]).token_ids == whole(run(engine)[name]).token_ids
+    usages = [whole(outputs).usage for outputs in together.values()]
+    assert sum(usage.num_preemptions for usage in usages) == engine._scheduler.num_preemptions
+    assert engine._scheduler.num_used_blocks == 0
+    engine.close()
+
+
+def test_several_answers_share_their_prompt_and_differ_by_their_random_numbers(engine: Engine) -> None:
+    params = SamplingParams(max_tokens=6, seed=1, n=2, ignore_eos=True)
+    add(engine, "a", params, prompt_token_ids=PROMPT * 10)
+    outputs = run(engine)["a"]
+    pieces = [output.piece for output in outputs if output.piece is not None]
+    assert sorted({piece.index for piece in pieces}) == [0, 1]
+    first, second = (Completion.join(p for p in pieces if p.index == i) for i in (0, 1))
+    assert first.token_ids != second.token_ids
+    assert first.usage.prompt_tokens == second.usage.prompt_tokens == 40
+    add(engine, "b", SamplingParams(max_tokens=6, seed=1, ignore_eos=True), prompt_token_ids=PROMPT * 10)
+    assert whole(run(engine)["b"]).token_ids == first.token_ids
+
+
+def test_more_answers_than_places_are_refused(engine: Engine) -> None:
+    with pytest.raises(InvalidRequest, match="at most 2 answers") as caught:
+        add(engine, "a", SamplingParams(max_tokens=6, n=3))
+    assert caught.value.param == "n"
+
+
+def test_a_prompt_that_begins_like_an_earlier_one_is_not_computed_again(tiny: TinyCheckpoints) -> None:
+    engine = load(tiny("mixtral"))
+    prompt = tuple(range(5, 105))
+    add(engine, "a", prompt_token_ids=prompt)
+    first = whole(run(engine)["a"])
+    add(engine, "b", prompt_token_ids=prompt)
+    second = whole(run(engine)["b"])
+    assert (first.usage.cached_tokens, second.usage.cached_tokens) == (0, 96)
+    assert second.token_ids == first.token_ids
+    add(engine, "c", prompt_token_ids=(200, *prompt))
+    assert whole(run(engine)["c"]).usage.cached_tokens == 0
+    engine.close()
+
+
+def test_log_probabilities_of_a_prompt_are_those_of_one_pass(tiny: TinyCheckpoints) -> None:
+    engine = load(tiny("mixtral"), kv_memory=kv_memory(256))
+    prompt = tuple(range(5, 155))
+    add(engine, "other", LONG)  # runs beside, so that the prompt is read in chunks among its tokens
+    params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=3)
+    add(engine, "a", params, prompt_token_ids=prompt)
+    found = whole(run(engine)["a"]).prompt_logprobs
+    with torch.no_grad():
+        logits = engine.loaded.model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    assert (len(found), found[0]) == (len(prompt), None)
+    for place, token in enumerate(found[1:], start=1):
+        assert token is not None
+        assert token.token_id == prompt[place]
+        assert token.logprob == pytest.approx(logits[place - 1, prompt[place]].item(), abs=1e-4)
+        assert [p for _, _, p in token.top] == pytest.approx(
+            logits[place - 1].topk(3).values.tolist(), abs=1e-4
+        )
+    engine.close()
+
+
+def test_an_open_answer_goes_on_to_the_end_of_the_context(tiny: TinyCheckpoints) -> None:
     engine = load(tiny("mixtral"), kv_memory=kv_memory(256), max_running=8)
-    assert engine.memory.share_tokens == 32
-    add(engine, "open", SamplingParams(temperature=0, ignore_eos=True))
-    assert whole(run(engine)["open"]).usage.completion_tokens == 32 - len(PROMPT)
-    add(engine, "half", SamplingParams(temperature=0, ignore_eos=True), prompt_token_ids=(5,) * 20)
-    assert whole(run(engine)["half"]).usage.completion_tokens == 256 - 20
+    for name in "ab":  # together they outgrow the memory
+        add(engine, name, SamplingParams(temperature=0, ignore_eos=True))
+    told = run(engine)
+    for name in "ab":
+        assert whole(told[name]).usage.completion_tokens == 256 - len(PROMPT)
     engine.close()
 
 
@@ -324,21 +455,23 @@ def test_a_length_that_memory_limits_is_told_as_such(tmp_path: Path) -> None:
     config = MixtralConfig(**shape, intermediate_size=96, num_local_experts=8, num_experts_per_tok=2)
     tiny_model(config, torch.float32).save_pretrained(folder)
     engine = load(folder, kv_memory=kv_memory(300))
-    assert engine.info.max_model_len == 300
-    with pytest.raises(PromptTooLong, match=r"of 300 that 225.0 KiB of kv_memory hold; ask for at most"):
-        add(engine, "a", SamplingParams(max_tokens=297))
-    with pytest.raises(PromptTooLong, match=r"301 tokens, the context 300 that 225.0 KiB of kv_memory hold"):
+    assert engine.info.max_model_len == 288  # whole blocks
+    with pytest.raises(PromptTooLong, match=r"of 288 that 225.0 KiB of kv_memory hold; ask for at most"):
+        add(engine, "a", SamplingParams(max_tokens=285))
+    with pytest.raises(PromptTooLong, match=r"301 tokens, the context 288 that 225.0 KiB of kv_memory hold"):
         add(engine, "a", prompt_token_ids=(5,) * 301)
-    add(engine, "a", SamplingParams(max_tokens=296, temperature=0, ignore_eos=True))
-    assert len(whole(run(engine)["a"]).token_ids) == 296
+    add(engine, "a", SamplingParams(max_tokens=284, temperature=0, ignore_eos=True))
+    assert len(whole(run(engine)["a"]).token_ids) == 284
     engine.close()
 
 
-def test_an_ended_request_holds_no_kv_cache_whoever_still_holds_the_request(engine: Engine) -> None:
-    sequence = engine.accept(Request(request_id="held", params=SHORT, prompt_token_ids=PROMPT))
-    engine.add(sequence)
+def test_an_ended_or_aborted_request_holds_no_blocks(engine: Engine) -> None:
+    add(engine, "a")
+    add(engine, "b", LONG)
     engine.step()
-    assert sequence.kv_cache is not None
-    while engine.has_work:
-        engine.step()
-    assert sequence.kv_cache is None
+    assert engine._scheduler.num_used_blocks == 2
+    engine.abort("b")
+    engine.step()
+    assert engine._scheduler.num_used_blocks == 1
+    run(engine)
+    assert engine._scheduler.num_used_blocks == 0

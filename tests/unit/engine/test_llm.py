@@ -36,6 +36,12 @@ def what(answer: Completion) -> tuple[Any, ...]:
     return answer.text, answer.token_ids, answer.logprobs, answer.finish_reason, usage
 
 
+def said(answer: Completion) -> tuple[Any, ...]:
+    """The same without numbers that are rounded."""
+    text, token_ids, _, *rest = what(answer)
+    return text, token_ids, *rest
+
+
 def reconfigured(folder: Path, new: Path, **generation: Any) -> Path:
     """A copy of a checkpoint with another generation config."""
     shutil.copytree(folder, new)
@@ -54,7 +60,9 @@ def reconfigured(folder: Path, new: Path, **generation: Any) -> Path:
 def test_many_prompts_are_answered_in_order_as_if_each_were_alone(llm: LLM, params: SamplingParams) -> None:
     together = llm.generate(PROMPTS, params)
     alone = [llm.generate(prompt, params)[0] for prompt in PROMPTS]
-    assert [what(a) for a in together] == [what(a) for a in alone]
+    assert [said(a) for a in together] == [said(a) for a in alone]
+    for a, b in zip(together, alone, strict=True):  # batches are rounded otherwise
+        assert [t.logprob for t in a.logprobs] == pytest.approx([t.logprob for t in b.logprobs], abs=1e-4)
     assert len({a.token_ids for a in together}) == len(PROMPTS)
 
 
@@ -183,11 +191,11 @@ def test_usage_and_counters_add_up(llm: LLM) -> None:
         stats.generation_tokens - before[1] == sum(u.completion_tokens for u in usages) == 16 * len(PROMPTS)
     )
     assert stats.finished["length"] - before[2] == len(PROMPTS)
-    assert experts.num_hits - moved[0] == sum(u.expert_hits for u in usages) > 0
-    assert experts.num_misses - moved[1] == sum(u.expert_misses for u in usages) > 0
+    # An expert that several answers use in a step is a hit, or a miss, of each.
+    assert 0 < experts.num_hits - moved[0] < sum(u.expert_hits for u in usages)
+    assert 0 < experts.num_misses - moved[1] < sum(u.expert_misses for u in usages)
     # A guess that arrives between two steps is in no answer's usage.
-    assert experts.num_bytes - moved[2] >= sum(u.expert_bytes for u in usages) > 0
-    assert all(u.expert_bytes % llm.info.expert_bytes == 0 for u in usages)
+    assert experts.num_bytes - moved[2] >= sum(u.expert_bytes for u in usages) - len(usages) > 0
     assert all(u.expert_stall_s > 0 for u in usages)
 
 
@@ -195,9 +203,18 @@ def test_without_guesses_every_miss_is_one_expert_read_for_its_own_answer(tiny_c
     with LLM(tiny_chat, device="cpu", device_memory="50%", gating="on_demand") as llm:
         experts = llm.stats.experts
         before = experts.num_bytes
-        usages = [a.usage for a in llm.generate(PROMPTS, GREEDY)]
+        usages = [llm.generate(prompt, GREEDY)[0].usage for prompt in PROMPTS]
         assert experts.num_bytes - before == sum(u.expert_bytes for u in usages) > 0
         assert all(u.expert_bytes == u.expert_misses * llm.info.expert_bytes for u in usages)
+
+
+def test_what_a_step_moves_is_shared_by_those_who_missed_it(tiny_chat: Path) -> None:
+    with LLM(tiny_chat, device="cpu", device_memory="50%", gating="on_demand", max_running=4) as llm:
+        before = llm.stats.experts.num_bytes
+        usages = [a.usage for a in llm.generate(PROMPTS, GREEDY)]
+        moved = llm.stats.experts.num_bytes - before
+        assert moved == pytest.approx(sum(u.expert_bytes for u in usages), abs=len(usages))
+        assert all(0 < u.expert_bytes < u.expert_misses * llm.info.expert_bytes for u in usages)
 
 
 def test_a_stream_gives_the_same_answer_in_pieces(llm: LLM) -> None:
