@@ -86,6 +86,36 @@ TRAFFIC = Row(
     ),
 )
 
+KV_CACHE = Row(
+    "KV cache",
+    (
+        Panel(
+            "Blocks",
+            f"{names.KV_USED_BLOCKS.help} Near all of them, answers wait or give way.",
+            "short",
+            (_query(now(names.KV_USED_BLOCKS), "used"), _query(now(names.KV_BLOCKS), "all")),
+            width=8,
+        ),
+        Panel(
+            "Preemptions per second",
+            names.PREEMPTIONS.help,
+            "cps",
+            (_query(per_second(names.PREEMPTIONS), "preemptions"),),
+            width=8,
+        ),
+        Panel(
+            "Prefix cache",
+            "Prompt tokens a second: looked up, and found, which are not computed again.",
+            "suffix: tok/s",
+            (
+                _query(per_second(names.PREFIX_QUERIES), "looked up"),
+                _query(per_second(names.PREFIX_HITS), "found"),
+            ),
+            width=8,
+        ),
+    ),
+)
+
 EXPERTS = Row(
     "Experts",
     (
@@ -185,4 +215,4 @@ LINKS = Row(
     ),
 )
 
-ROWS = (TRAFFIC, EXPERTS, LINKS)
+ROWS = (TRAFFIC, KV_CACHE, EXPERTS, LINKS)

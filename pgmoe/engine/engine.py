@@ -261,5 +261,8 @@ class Engine:
             self._count()
 
     def _count(self) -> None:
-        self.stats.num_running = self._scheduler.num_running
-        self.stats.num_waiting = self._scheduler.num_waiting
+        stats, scheduler = self.stats, self._scheduler
+        stats.num_running, stats.num_waiting = scheduler.num_running, scheduler.num_waiting
+        stats.kv_used_blocks, stats.kv_blocks = scheduler.num_used_blocks, self.memory.num_blocks
+        stats.num_preemptions = scheduler.num_preemptions
+        stats.prefix_queries, stats.prefix_hits = scheduler.num_prefix_queries, scheduler.num_prefix_hits

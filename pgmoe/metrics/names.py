@@ -38,8 +38,15 @@ def _histogram(name: str, help: str, buckets: tuple[float, ...] = LATENCY_BUCKET
     return Metric(f"pgmoe_{name}", "histogram", help, labels, buckets)
 
 
-REQUESTS_RUNNING = _gauge("num_requests_running", "Requests that hold a KV cache now.")
-REQUESTS_WAITING = _gauge("num_requests_waiting", "Requests that wait for their first step.")
+REQUESTS_RUNNING = _gauge("num_requests_running", "Answers that are generated now.")
+REQUESTS_WAITING = _gauge(
+    "num_requests_waiting", "Answers that wait for a place, those included that gave theirs up."
+)
+KV_USED_BLOCKS = _gauge("kv_cache_used_blocks", "Blocks of keys and values that running answers hold.")
+KV_BLOCKS = _gauge("kv_cache_blocks", "Blocks of keys and values in all.")
+PREEMPTIONS = _counter("num_preemptions", "Times that an answer gave its blocks to a more urgent one.")
+PREFIX_QUERIES = _counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")
+PREFIX_HITS = _counter("prefix_cache_hits", "Prompt tokens whose keys and values were found there.")
 REQUESTS_FINISHED = _counter(
     "request_success", "Requests ended, failed ones too, by reason.", "finished_reason"
 )

@@ -21,6 +21,11 @@ from pgmoe.metrics.stats import EngineStats
 NUMBERS: dict[names.Metric, Callable[[EngineStats], float]] = {
     names.REQUESTS_RUNNING: lambda stats: stats.num_running,
     names.REQUESTS_WAITING: lambda stats: stats.num_waiting,
+    names.KV_USED_BLOCKS: lambda stats: stats.kv_used_blocks,
+    names.KV_BLOCKS: lambda stats: stats.kv_blocks,
+    names.PREEMPTIONS: lambda stats: stats.num_preemptions,
+    names.PREFIX_QUERIES: lambda stats: stats.prefix_queries,
+    names.PREFIX_HITS: lambda stats: stats.prefix_hits,
     names.PROMPT_TOKENS: lambda stats: stats.prompt_tokens,
     names.GENERATION_TOKENS: lambda stats: stats.generation_tokens,
     names.EXPERT_RESIDENT: lambda stats: stats.experts.resident,

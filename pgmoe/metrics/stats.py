@@ -86,6 +86,13 @@ class EngineStats:
     experts: ExpertStats = field(default_factory=ExpertStats)
     num_running: int = 0
     num_waiting: int = 0
+    kv_used_blocks: int = 0
+    """Of the KV cache, held by running answers now."""
+    kv_blocks: int = 0
+    num_preemptions: int = 0
+    prefix_queries: int = 0
+    """Prompt tokens looked up in the prefix cache."""
+    prefix_hits: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
     finished: Counter[str] = field(default_factory=Counter)
