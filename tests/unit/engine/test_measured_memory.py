@@ -85,26 +85,27 @@ def measure(folder: Path, num_prompt: int, num_answer: int, **options: Any) -> d
 
 
 @pytest.mark.parametrize(
-    ("name", "device_memory", "kv_memory", "num_prompt", "num_answer"),
+    ("name", "max_running", "device_memory", "kv_memory", "num_prompt", "num_answer"),
     [
-        ("olmoe", "160MiB", "40MiB", 1200, 16),
-        ("olmoe", "110MiB", "20MiB", 600, 16),
-        ("switch", "260MiB", "60MiB", 600, 100),
-        ("switch", "200MiB", "40MiB", 600, 20),
+        ("olmoe", 4, "160MiB", "40MiB", 1200, 16),
+        ("olmoe", 4, "110MiB", "20MiB", 600, 16),
+        ("olmoe", 64, "220MiB", "60MiB", 100, 16),
+        ("switch", 4, "260MiB", "60MiB", 600, 100),
+        ("switch", 4, "200MiB", "40MiB", 600, 20),
     ],
 )
 def test_the_peak_stays_within_the_budget_with_all_requests_side_by_side(
     models: dict[str, Path],
     name: str,
+    max_running: int,
     device_memory: str,
     kv_memory: str,
     num_prompt: int,
     num_answer: int,
 ) -> None:
-    limit = {"max_model_len": 700} if name == "switch" else {}
-    found = measure(
-        models[name], num_prompt, num_answer, device_memory=device_memory, kv_memory=kv_memory, **limit
-    )
+    limit: dict[str, Any] = {"max_model_len": 700} if name == "switch" else {}
+    limit |= {"device_memory": device_memory, "kv_memory": kv_memory, "max_running": max_running}
+    found = measure(models[name], num_prompt, num_answer, **limit)
     assert found["total"] <= found["budget_bytes"]
     assert found["grown"] <= found["budget_bytes"], found
     # The plan is no mere bound: without room for caches or workspace the test would fail.
