@@ -33,13 +33,10 @@ class Echo:
         """Where in `text` each token begins; special tokens take no room there."""
         return [min(offset, len(self.text)) for offset in self._read[1]]
 
-    def first_token(self) -> str:
-        """The text of the token of which there is no log-probability."""
-        return token_text(self._tokenizer, self._token_ids[0])
-
     def tokens(self, entries: Sequence[TokenLogprob | None]) -> list[str]:
         """The texts of the tokens that `entries`, one for each token of the prompt, are about."""
-        return [self.first_token(), *(entry.text for entry in entries if entry is not None)]
+        first = token_text(self._tokenizer, self._token_ids[0])  # of which there is no entry
+        return [first, *(entry.text for entry in entries if entry is not None)]
 
     @cached_property
     def _token_ids(self) -> Sequence[int]:
