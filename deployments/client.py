@@ -41,15 +41,35 @@ class PgmoeClient:
         params: SamplingParams | None = None,
         model: str = "",
         timeout_s: float | None = None,
+        priority: int = 0,
     ) -> RequestOutput:
         """The whole answer to a text, token ids or `messages` ({"role", "content"} each).
 
         Without `params` the model's own defaults hold. `timeout_s` is a deadline: the call raises
-        DeadlineExceeded and the server stops.
+        DeadlineExceeded and the server stops. `priority` is Request's. Raises InvalidRequest where `params`
+        ask for several answers.
         """
-        request = _request(prompt, messages, params, model, timeout_s)
+        if params is not None and params.n != 1:
+            raise InvalidRequest(f"n {params.n}: generate returns one answer; call generate_all", "n")
+        request = _request(prompt, messages, params, model, timeout_s, priority)
         with _our_errors():
             return grpc_messages.output(self._stub.Generate(request, timeout=timeout_s))
+
+    def generate_all(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        params: SamplingParams | None = None,
+        model: str = "",
+        timeout_s: float | None = None,
+        priority: int = 0,
+    ) -> list[RequestOutput]:
+        """All `n` whole answers, by index; arguments as for `generate`."""
+        request = _request(prompt, messages, params, model, timeout_s, priority)
+        with _our_errors():
+            message = self._stub.Generate(request, timeout=timeout_s)
+        return [grpc_messages.output(each) for each in (message, *message.others)]
 
     def stream(
         self,
@@ -59,10 +79,14 @@ class PgmoeClient:
         params: SamplingParams | None = None,
         model: str = "",
         timeout_s: float | None = None,
+        priority: int = 0,
     ) -> Generator[RequestOutput, None, None]:
-        """The answer as it grows; arguments as for `generate`. Closing the generator stops the server."""
+        """All `n` answers as they grow, each piece with its answer's index; arguments as for `generate`.
+
+        Closing the generator stops the server.
+        """
         call = self._stub.GenerateStream(
-            _request(prompt, messages, params, model, timeout_s), timeout=timeout_s
+            _request(prompt, messages, params, model, timeout_s, priority), timeout=timeout_s
         )
         try:
             with _our_errors():
@@ -97,11 +121,12 @@ def _request(
     params: SamplingParams | None,
     model: str,
     timeout_s: float | None,
+    priority: int,
 ) -> pb.GenerateRequest:
     if (prompt is None) == (messages is None):
         raise InvalidRequest("give exactly one of prompt and messages", "prompt")
     with _what_protobuf_refuses():
-        request = pb.GenerateRequest(model=model, timeout_s=timeout_s)
+        request = pb.GenerateRequest(model=model, timeout_s=timeout_s, priority=priority)
         if params is not None:
             request.sampling.CopyFrom(grpc_messages.sampling_message(params))
         if isinstance(prompt, str):

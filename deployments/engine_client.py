@@ -12,7 +12,9 @@ from prometheus_client import Metric
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from transformers import PreTrainedTokenizerBase
 
+from deployments.pieces import join_each
 from deployments.sampling_defaults import SamplingDefaults
 from pgmoe.errors import EngineClosed, EngineOverloaded, ModelNotFound, PgmoeError, RequestCancelled
 from pgmoe.models.chat_template import ChatMessage, ChatTemplate
@@ -34,14 +36,15 @@ class EngineClient:
         self,
         engine: DeploymentHandle[Any],
         model: str,
-        template: ChatTemplate,
+        tokenizer: PreTrainedTokenizerBase | None,
         defaults: SamplingDefaults,
         timeout_s: float | None,
     ) -> None:
         self.model = model
         self.defaults = defaults
+        self.tokenizer = tokenizer
         self._engine = engine
-        self._template = template
+        self._template = ChatTemplate(tokenizer)
         self._timeout_s = timeout_s
         self._info: ModelInfo | None = None
 
@@ -51,17 +54,22 @@ class EngineClient:
             raise ModelNotFound(f"model {name!r} is not served here; this server has {self.model!r}")
 
     def chat_request(
-        self, messages: Sequence[ChatMessage], params: SamplingParams, timeout_s: float | None
+        self,
+        messages: Sequence[ChatMessage],
+        params: SamplingParams,
+        timeout_s: float | None,
+        priority: int = 0,
     ) -> Request:
         """A request for the next turn of a conversation. Raises InvalidRequest."""
         prompt = self._template.render(messages)
-        return self.text_request(prompt, params, timeout_s, add_special_tokens=False)
+        return self.text_request(prompt, params, timeout_s, priority, add_special_tokens=False)
 
     def text_request(
         self,
         prompt: str | Sequence[int],
         params: SamplingParams,
         timeout_s: float | None,
+        priority: int = 0,
         *,
         add_special_tokens: bool = True,
     ) -> Request:
@@ -75,10 +83,11 @@ class EngineClient:
             params=params,
             timeout_s=min(limits, default=None),
             add_special_tokens=text and add_special_tokens,
+            priority=priority,
         )
 
     async def stream(self, request: Request) -> AsyncGenerator[RequestOutput, None]:
-        """The pieces of the answer; closing the generator stops the generation. Raises PgmoeError."""
+        """The pieces of all answers; closing the generator stops the generation. Raises PgmoeError."""
         response = self._engine.options(stream=True).generate.remote(request)
         assert isinstance(response, DeploymentResponseGenerator)
         try:
@@ -99,9 +108,10 @@ class EngineClient:
         pieces = self.stream(request)
         return _put_back(await anext(pieces), pieces)
 
-    async def whole(self, request: Request) -> RequestOutput:
-        """The whole answer as one piece."""
-        return RequestOutput.join([piece async for piece in self.stream(request)])
+    async def whole(self, request: Request) -> list[RequestOutput]:
+        """Each of the request's answers as one piece, by index."""
+        answers = join_each([piece async for piece in self.stream(request)])
+        return sorted(answers, key=lambda answer: answer.index)
 
     async def info(self) -> ModelInfo:
         """What the engine serves. Raises PgmoeError: EngineClosed where no replica answers."""

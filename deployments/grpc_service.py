@@ -29,15 +29,15 @@ class GrpcService:
     async def generate(
         self, message: pb.GenerateRequest, context: RayServegRPCContext
     ) -> pb.GenerateResponse:
-        """The whole answer."""
+        """The whole answer, or all of several."""
         with _status(context):
             request = self._request(message)
-            return grpc_messages.response(await self._client.whole(request), self._client.model)
+            return grpc_messages.whole_response(await self._client.whole(request), self._client.model)
 
     async def generate_stream(
         self, message: pb.GenerateRequest, context: RayServegRPCContext
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """The answer piece by piece."""
+        """The answers piece by piece."""
         with _status(context):
             request = self._request(message)
             async with aclosing(self._client.stream(request)) as pieces:
@@ -70,14 +70,16 @@ class GrpcService:
         self._check_model(message.model)
         params = grpc_messages.sampling_params(message.sampling, self._client.defaults)
         timeout_s = message.timeout_s if message.HasField("timeout_s") else None
+        priority = message.priority
         match message.WhichOneof("input"):
             case "prompt":
-                return self._client.text_request(message.prompt, params, timeout_s)
+                return self._client.text_request(message.prompt, params, timeout_s, priority)
             case "prompt_token_ids":
-                return self._client.text_request(tuple(message.prompt_token_ids.ids), params, timeout_s)
+                ids = tuple(message.prompt_token_ids.ids)
+                return self._client.text_request(ids, params, timeout_s, priority)
             case "chat":
                 turns = [ChatMessage(turn.role, turn.content) for turn in message.chat.messages]
-                return self._client.chat_request(turns, params, timeout_s)
+                return self._client.chat_request(turns, params, timeout_s, priority)
         raise InvalidRequest("give one of prompt, prompt_token_ids and chat", "prompt")
 
 

@@ -15,8 +15,8 @@ from deployments.grpc_service import GrpcService, refuse_watch
 from deployments.openai_http import build_http
 from deployments.protos.pgmoe.v1 import pgmoe_pb2 as pb
 from deployments.sampling_defaults import load_defaults
-from pgmoe.models.chat_template import ChatTemplate
 from pgmoe.models.checkpoint import resolve_folder
+from pgmoe.models.tokenizer import load_tokenizer
 
 
 class Ingress:
@@ -24,8 +24,8 @@ class Ingress:
 
     def __init__(self, engine: DeploymentHandle[Any], model: str, name: str, timeout_s: float | None) -> None:
         folder = resolve_folder(model, weights=False)  # those are the engines' matter
-        template, defaults = ChatTemplate.load(folder), load_defaults(folder)
-        self._client = EngineClient(engine, name, template, defaults, timeout_s)
+        tokenizer, defaults = load_tokenizer(folder), load_defaults(folder)
+        self._client = EngineClient(engine, name, tokenizer, defaults, timeout_s)
         self._grpc = GrpcService(self._client)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

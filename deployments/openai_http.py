@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
+from deployments.echo import Echo
 from deployments.engine_client import EngineClient
 from deployments.errors import error_body, fault_of, openai_error
 from deployments.metrics_page import MetricsPage
@@ -40,7 +41,8 @@ class OpenAIRoutes:
         body = parse(ChatCompletionRequest, await http.body())
         self._client.check_model(body.model)
         messages = [message.flat() for message in body.messages]
-        request = self._client.chat_request(messages, body.sampling(self._client.defaults), body.timeout_s)
+        params = body.sampling(self._client.defaults)
+        request = self._client.chat_request(messages, params, body.timeout_s, body.priority or 0)
         style = ChatFormat(request.request_id, body.model, request.params.logprobs is not None)
         return await self._answer(body, request, style)
 
@@ -48,10 +50,15 @@ class OpenAIRoutes:
         """`POST /v1/completions`."""
         body = parse(CompletionRequest, await http.body())
         self._client.check_model(body.model)
-        request = self._client.text_request(
-            body.single_prompt(), body.sampling(self._client.defaults), body.timeout_s
+        prompt, params = body.single_prompt(), body.sampling(self._client.defaults)
+        request = self._client.text_request(prompt, params, body.timeout_s, body.priority or 0)
+        style = TextFormat(
+            request.request_id,
+            body.model,
+            params.logprobs is not None,
+            echo=Echo(self._client.tokenizer, prompt) if body.echo else None,
+            prompt_only=body.prompt_only,
         )
-        style = TextFormat(request.request_id, body.model, request.params.logprobs is not None)
         return await self._answer(body, request, style)
 
     async def models(self) -> Response:
@@ -115,8 +122,8 @@ async def _events(
         try:
             async for piece in pieces:
                 yield _event(style.chunk(piece))
-                if piece.usage is not None and include_usage:
-                    yield _event(style.usage_chunk(piece.usage))
+            if include_usage:
+                yield _event(style.usage_chunk())
         except Exception as error:  # a stream that breaks off without [DONE] looks like a lost connection
             if not isinstance(error, PgmoeError):
                 _log.error("a stream ended with an unforeseen error", exc_info=error)

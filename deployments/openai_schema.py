@@ -5,102 +5,81 @@ A field that would change the answer and is not honoured here is refused, never 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from deployments.openai_fields import (
+    Message,
+    ResponseFormatField,
+    StreamOptions,
+    Strict,
+    StructuredOutputs,
+    logit_bias,
+)
 from deployments.sampling_defaults import SamplingDefaults
 from pgmoe.errors import InvalidRequest
-from pgmoe.models.chat_template import ChatMessage
-from pgmoe.request import SamplingParams
+from pgmoe.request import ResponseFormat, SamplingParams
 
 IGNORED = frozenset(
     ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity")
 )
 """Fields that have no say in the answer's text."""
 ONLY: dict[str, tuple[object, ...]] = {
-    "n": (1,),
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
-    "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
     "web_search_options": (),
     "reasoning_effort": ("none",),
 }
-"""Fields of which only these values (or null) are honoured."""
+"""Fields of which only these values (or null) are honoured, by requests that do not have them."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class StreamOptions(BaseModel):
-    """`stream_options`."""
-
-    include_usage: bool = False
-
-
-class TextPart(_Strict):
-    """One text part of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(_Strict):
-    """One chat message; `name` is accepted and not shown to the model."""
-
-    role: str = Field(min_length=1)
-    content: str | list[TextPart]
-    name: str | None = None
-
-    def flat(self) -> ChatMessage:
-        """The message with its parts joined."""
-        if isinstance(self.content, str):
-            return ChatMessage(self.role, self.content)
-        return ChatMessage(self.role, "".join(part.text for part in self.content))
-
-
-class _GenerationRequest(_Strict):
+class _GenerationRequest(Strict):
     """What chat and text completions share; null means "not given"."""
 
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
+    n: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
     stop: str | list[str] | None = None
     seed: int | None = None
+    response_format: ResponseFormatField | None = None
     # Beside OpenAI's own, with vLLM's names:
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     ignore_eos: bool | None = None
     timeout_s: float | None = None
+    priority: int | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _drop_or_refuse(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        for name, allowed in ONLY.items():
+        limited = {name: allowed for name, allowed in ONLY.items() if name not in cls.model_fields}
+        for name, allowed in limited.items():
             value = data.get(name)
             if value is not None and value not in allowed:
                 choices = " or ".join(map(repr, allowed)) or "leaving it out"
                 raise ValueError(f"{name}: {value!r} is not supported by this server, only {choices}")
-        return {k: v for k, v in data.items() if k not in IGNORED and k not in ONLY}
+        return {k: v for k, v in data.items() if k not in IGNORED and k not in limited}
 
     @property
     def include_usage(self) -> bool:
@@ -110,11 +89,23 @@ class _GenerationRequest(_Strict):
     def _sampling(self, defaults: SamplingDefaults, **own: Any) -> SamplingParams:
         shared = (
             "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "top_k", "min_p",
-            "repetition_penalty", "ignore_eos",
+            "repetition_penalty", "ignore_eos", "n",
         )  # fmt: skip
         given = {name: getattr(self, name) for name in shared} | own
+        given |= {"logit_bias": logit_bias(self.logit_bias or {}), "response_format": self._format()}
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return SamplingParams(stop=stop, **(defaults | {k: v for k, v in given.items() if v is not None}))
+
+    def _format(self) -> ResponseFormat | None:
+        asked = self.response_format.format() if self.response_format else None
+        if self.structured_outputs is None:
+            return asked
+        if asked is not None:
+            raise InvalidRequest(
+                "structured_outputs: a response_format is given, too; leave one of them out",
+                "structured_outputs",
+            )
+        return self.structured_outputs.format()
 
 
 class ChatCompletionRequest(_GenerationRequest):
@@ -139,26 +130,44 @@ class ChatCompletionRequest(_GenerationRequest):
 
 
 class CompletionRequest(_GenerationRequest):
-    """Body of `/v1/completions`. `max_tokens` is 16 where not given, as OpenAI has it."""
+    """Body of `/v1/completions`. `max_tokens` is 16 where not given, as OpenAI has it.
 
-    prompt: str | Annotated[list[str], Field(min_length=1)] | list[int]
+    With `echo`, `max_tokens` may be 0: the prompt alone comes back.
+    """
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1)]
+        | list[int]
+        | Annotated[list[list[int]], Field(min_length=1)]
+    )
+    echo: bool | None = None
     logprobs: int | None = None
+
+    @property
+    def prompt_only(self) -> bool:
+        """Whether nothing of the answer is to be shown, for which one token is generated all the same."""
+        return bool(self.echo) and self.max_tokens == 0
 
     def single_prompt(self) -> str | list[int]:
         """The one prompt. Raises InvalidRequest where there are several."""
         if isinstance(self.prompt, str):
             return self.prompt
-        texts = [part for part in self.prompt if isinstance(part, str)]
-        if len(texts) > 1:
-            raise InvalidRequest(f"prompt: {len(texts)} prompts in one request; send one at a time", "prompt")
-        return texts[0] if texts else [part for part in self.prompt if isinstance(part, int)]
+        prompts = [part for part in self.prompt if not isinstance(part, int)]
+        if len(prompts) > 1:
+            raise InvalidRequest(
+                f"prompt: {len(prompts)} prompts in one request; send one at a time", "prompt"
+            )
+        return prompts[0] if prompts else [part for part in self.prompt if isinstance(part, int)]
 
     def sampling(self, defaults: SamplingDefaults) -> SamplingParams:
         """What the caller gave over the model's own defaults. Raises InvalidRequest if out of range."""
+        max_tokens = 16 if self.max_tokens is None else self.max_tokens
         return self._sampling(
             defaults,
             logprobs=self.logprobs,
-            max_tokens=16 if self.max_tokens is None else self.max_tokens,
+            prompt_logprobs=self.logprobs if self.echo else None,
+            max_tokens=1 if self.prompt_only else max_tokens,
         )
 
 

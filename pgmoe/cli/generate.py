@@ -7,18 +7,19 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pgmoe.cli.loading import load_llm
 from pgmoe.cli.options import Device, DeviceMemory, Gating, HostMemory, Json, MaxTokens, Model, Policy
-from pgmoe.errors import InvalidRequest, PromptTooLong
+from pgmoe.errors import ConfigError, InvalidRequest, PromptTooLong
 from pgmoe.units import format_bytes
 
 if TYPE_CHECKING:
     from pgmoe.engine.llm import LLM
-    from pgmoe.request import Completion, RequestOutput, SamplingParams
+    from pgmoe.request import Completion, RequestOutput, ResponseFormat, SamplingParams
 
 DEFAULT_TOKENS = 256
 
@@ -47,6 +48,10 @@ def generate(
     top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
     seed: Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(help="The answer is JSON that follows the schema in this file.")
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="The whole answer matches this expression.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -63,6 +68,7 @@ def generate(
         top_k=top_k,
         seed=seed,
         stop=tuple(stop or ()),
+        response_format=_response_format(json_schema, regex),
     )
     text = _read_stdin() if prompt == "-" else prompt
     begin = time.perf_counter()
@@ -92,6 +98,19 @@ def _stream(llm: LLM, text: str, params: SamplingParams, *, raw: bool) -> Iterat
         except PromptTooLong:
             pass  # for so many tokens at least
     return llm.stream(prompt, params, add_special_tokens=add_special_tokens)
+
+
+def _response_format(json_schema: Path | None, regex: str | None) -> ResponseFormat | None:
+    """The form that the answer must have, if any. Raises ConfigError or InvalidRequest."""
+    from pgmoe.request import ResponseFormat
+
+    if json_schema is None:
+        return None if regex is None else ResponseFormat(regex=regex)
+    try:
+        schema = json_schema.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{json_schema}: the schema cannot be read ({error})") from error
+    return ResponseFormat(json_schema=schema, regex=regex)
 
 
 def _read_stdin() -> str:

@@ -55,7 +55,7 @@ def server(folder: Path, model_folder: Path) -> Iterator[Server]:
         "device": "cpu",
         "device_memory": "50%",
         "num_threads": 1,
-        "max_running": 2,
+        "max_running": 3,
         "max_waiting": 2,
     }
     args["autoscaling"] |= {

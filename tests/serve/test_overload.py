@@ -13,7 +13,7 @@ from pgmoe.request import SamplingParams
 from tests.serve.running_server import ENDLESS, MODEL, Server, eventually
 
 AT_ONCE = 40
-CAPACITY = 4  # running and waiting, as the fixture has it; twice that once a second replica has come
+CAPACITY = 5  # running and waiting, as the fixture has it; twice that once a second replica has come
 TOKENS = 200
 
 

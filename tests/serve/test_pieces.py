@@ -3,10 +3,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
-from deployments.pieces import coalesce
+from deployments.pieces import coalesce, join_each
 from pgmoe.request import RequestOutput, Usage
 
 
@@ -54,6 +55,21 @@ async def test_a_slow_reader_gets_what_has_come_since_as_one_piece() -> None:
         await asyncio.sleep(0.05)
     assert len(got) < len(PIECES)
     assert RequestOutput.join(got) == RequestOutput.join(PIECES)
+
+
+def test_pieces_of_several_answers_are_joined_each_with_its_own() -> None:
+    mixed = [replace(piece(text), index=index) for index, text in ((1, "a"), (0, "b"), (1, "c"), (0, "d"))]
+    assert [(one.index, one.text) for one in join_each(mixed)] == [(1, "ac"), (0, "bd")]
+
+
+async def test_a_slow_reader_of_several_answers_gets_one_piece_of_each() -> None:
+    async def source() -> AsyncIterator[RequestOutput]:
+        for text in "abc":
+            for index in range(2):
+                yield replace(piece(text), index=index)
+
+    got = [(one.index, one.text) async for one in coalesce(source())]
+    assert got == [(0, "abc"), (1, "abc")]
 
 
 async def test_an_error_comes_after_what_was_ready_before_it() -> None:

@@ -109,6 +109,36 @@ def test_sampling_options_reach_the_sampler(generate: Generate, tiny_chat: Path)
     assert "(stop)" in stopped.stderr
 
 
+def test_the_answer_can_be_held_to_a_schema_or_an_expression(
+    generate: Generate, tiny_chat: Path, tmp_path: Path
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": [{"far": true}, {"far": false}]}')
+    held = generate(tiny_chat, "--prompt", MOON, "--json-schema", str(schema), "--max-tokens", "200")
+    assert (held.status, json.loads(held.stdout)["far"] in (True, False)) == (0, True)
+    matched = generate(tiny_chat, "--prompt", MOON, "--regex", "yes|no")
+    assert matched.stdout in ("yes\n", "no\n")
+    assert "(stop)" in matched.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--json-schema", "nowhere.json"], "error: nowhere.json: the schema cannot be read"),
+        (["--json-schema", __file__], "error: response_format cannot be followed: the schema is not JSON"),
+        (["--json-schema", __file__, "--regex", "x"], "error: give exactly one of json_schema, regex"),
+        (["--regex", "("], "error: response_format cannot be followed"),
+    ],
+    ids=["no-file", "no-json", "both", "expression"],
+)
+def test_a_form_that_cannot_be_followed_is_a_mistake(
+    generate: Generate, tiny_chat: Path, options: list[str], message: str
+) -> None:
+    ended = generate(tiny_chat, "--prompt", MOON, *options)
+    assert (ended.status, ended.stdout) == (2, "")
+    assert message in ended.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "stdin", "message"),
     [

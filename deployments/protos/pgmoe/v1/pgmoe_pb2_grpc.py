@@ -70,7 +70,8 @@ class PgmoeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GenerateStream(self, request, context):
-        """The answer as it grows: each message holds what is new; the last one has finish_reason and usage.
+        """The answer as it grows: each message holds what is new of the answer with its index; the last one of each
+        answer has finish_reason and usage.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
