@@ -53,6 +53,7 @@ class Ledger:
             uses.misses += int(num_missed)
 
     def take(self) -> dict[str, Uses]:
-        """What was entered since the last time, by sequence."""
+        """What was entered since the last time, by sequence; the pass is over."""
         taken, self._uses = self._uses, {}
+        self._sequences, self._owners_N = (), np.zeros(0, np.int64)
         return taken
