@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,17 +44,20 @@ def info(
     """Show layers, experts and bytes of a checkpoint, read from its headers alone."""
     from pgmoe.config import EngineConfig
     from pgmoe.engine.assembly import parse_device
+    from pgmoe.engine.device_plan import LEAST_CHUNK, plan_device
     from pgmoe.engine.measured_needs import measure_needs
-    from pgmoe.engine.memory_plan import ExpertShape, plan_memory, smallest_budget
+    from pgmoe.engine.memory_plan import ExpertShape, smallest_budget
     from pgmoe.models.loader import read_plan
 
     plan, on = read_plan(model), parse_device(device)
     loaded_bytes = plan.loaded_bytes(on)
     shape = ExpertShape.of(plan.layers, loaded_bytes)
-    needs = measure_needs(plan, EngineConfig(model=model, device=device), on)
+    config = EngineConfig(model=model, device=device)
+    measure = cache(lambda chunk: measure_needs(plan, config, on, chunk))
+    needs = measure(LEAST_CHUNK)
     expert_bytes = max(layer.layout.weight_bytes for layer in plan.layers)
     budgets = [device_memory] if device_memory else _shares(shape)
-    memories = [plan_memory(budget, "auto", shape, needs) for budget in budgets]
+    memories = [plan_device(budget, "auto", "auto", shape, measure) for budget in budgets]
     fits = [
         Fit(budget, memory.total_bytes, memory.num_slots, memory.num_slots / shape.num_experts)
         for budget, memory in zip(budgets, memories, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,15 +93,16 @@ def _hit_rates(found: ModelPlan, trace: Path | None) -> HitRates | None:
 def _memories(found: ModelPlan, device: torch.device, own_budget: str | None) -> dict[str, MemoryPlan]:
     """What each budget is divided into. Raises BudgetTooSmall."""
     from pgmoe.config import EngineConfig
+    from pgmoe.engine.device_plan import plan_device
     from pgmoe.engine.measured_needs import measure_needs
-    from pgmoe.engine.memory_plan import ExpertShape, plan_memory
+    from pgmoe.engine.memory_plan import ExpertShape
 
     shape = ExpertShape.of(found.layers, found.loaded_bytes(device))
     config = EngineConfig(model=str(found.checkpoint.folder), device=str(device))
-    needs = measure_needs(found, config, device)
+    measure = cache(lambda chunk: measure_needs(found, config, device, chunk))
     shares = [f"{p}%" for p in SHARES if shape.num_experts * p // 100 >= shape.top_k]
     budgets = [*shares, *([own_budget] if own_budget else [])]
-    return {budget: plan_memory(budget, "auto", shape, needs) for budget in budgets}
+    return {budget: plan_device(budget, "auto", "auto", shape, measure) for budget in budgets}
 
 
 def _cost(

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from pgmoe.config import EngineConfig
+from pgmoe.engine.device_plan import plan_device
 from pgmoe.engine.free_memory import allocating, free_ram
 from pgmoe.engine.measured_needs import measure_needs
-from pgmoe.engine.memory_plan import ExpertShape, MemoryPlan, plan_host_experts, plan_memory
+from pgmoe.engine.memory_plan import ExpertShape, MemoryPlan, plan_host_experts
 from pgmoe.engine.named_options import check_options
 from pgmoe.engine.tiers import Progress, TierBuilder
 from pgmoe.errors import ConfigError
@@ -28,7 +29,6 @@ from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.experts.slots import SlotArena
 from pgmoe.experts.trust import GuessTrust
 from pgmoe.gating.make import AUTO, GatingInputs, make_gating
-from pgmoe.kv.pool import LayerShape
 from pgmoe.layout import ExpertLayer
 from pgmoe.memory import return_large_blocks
 from pgmoe.metrics.stats import ExpertStats
@@ -52,8 +52,6 @@ class Assembly:
     ledger: Ledger
     """Told by the MoE layers of each pass which experts were there for whom."""
     memory: MemoryPlan
-    kv_shapes: tuple[LayerShape, ...] | None
-    """What each layer keeps of a token in a pool for all; None where each sequence has a cache of its own."""
     device: torch.device
     dtype: torch.dtype
 
@@ -82,8 +80,13 @@ def assemble(
     dtype = resolve_dtype(config.dtype, plan.layers)
     shape = ExpertShape.of(plan.layers, plan.loaded_bytes(device))
     # Budgets that cannot be honoured fail here, before anything is loaded.
-    needs = measure_needs(plan, config, device)
-    memory = plan_memory(config.device_memory, config.kv_memory, shape, needs)
+    memory = plan_device(
+        config.device_memory,
+        config.kv_memory,
+        config.prefill_chunk,
+        shape,
+        lambda chunk: measure_needs(plan, config, device, chunk),
+    )
     _logger.info("device memory of %s:\n%s", config.name, memory.text())
     accelerator = device.type != "cpu"
     if not accelerator:
@@ -108,7 +111,7 @@ def assemble(
         rules = LimiterRules(least_stall_share=0.0) if accelerator else LimiterRules()
         ledger = _plug(loaded, pool, gating, PrefetchLimiter(bandwidth, rules), stats)
         on_failure.pop_all()
-    return Assembly(loaded, pool, gating, ledger, memory, needs.shapes, device, dtype)
+    return Assembly(loaded, pool, gating, ledger, memory, device, dtype)
 
 
 def _plug(

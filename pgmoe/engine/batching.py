@@ -33,18 +33,18 @@ def build_stepper(
     config: EngineConfig, assembly: Assembly, stats: ExpertStats, lock: Lock
 ) -> tuple[Stepper, Scheduler]:
     """For an assembled model. Raises ConfigError if there is no memory for its keys and values."""
-    pace = StepPace(config.prefill_chunk, config.max_inter_token_s)
+    pace = StepPace(assembly.memory.prefill_chunk, config.max_inter_token_s)
     begin_pass = _announcer(assembly)
     billing = Billing(assembly.ledger, stats)
-    if assembly.kv_shapes is None:
+    if assembly.memory.kv_shapes is None:
         alone = SequenceRunner(assembly.loaded.model, assembly.device, begin_pass)
         scheduler = Scheduler(_limits(config, assembly, num_host_blocks=0))
         return Stepper(scheduler, alone, _nothing_to_move, billing, pace, lock), scheduler
     num_host_blocks = parse_bytes(config.kv_swap_memory) // assembly.memory.kv.block_bytes
-    pool = _pool(assembly, assembly.kv_shapes, assembly.memory.num_blocks, assembly.device)
+    pool = _pool(assembly, assembly.memory.kv_shapes, assembly.memory.num_blocks, assembly.device)
     host = None
     if num_host_blocks:
-        host = _pool(assembly, assembly.kv_shapes, num_host_blocks, torch.device("cpu"))
+        host = _pool(assembly, assembly.memory.kv_shapes, num_host_blocks, torch.device("cpu"))
     pages = Pages(pool)
     model = PagedModel(assembly.loaded.model, pages)
     runner = PagedRunner(model, pages, pool, assembly.device, begin_pass)

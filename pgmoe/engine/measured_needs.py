@@ -8,13 +8,15 @@ from pgmoe.config import EngineConfig
 from pgmoe.engine.dry_run import DryRun
 from pgmoe.engine.model_facts import check_context, context_of
 from pgmoe.engine.needs import Needs
+from pgmoe.engine.row_slices import CPU_LOGITS, DEVICE_LOGITS
 from pgmoe.experts.stores.read_plan import plan_reads
 from pgmoe.layout import ExpertLayer
 from pgmoe.models.loader import ModelPlan
 from pgmoe.openmp import KERNEL_CACHE_ENTRIES
 
 SAMPLING_COPIES = 8
-"""Rows of float32 logits that the choice of a token holds at most: sorted, summed up, filtered."""
+"""Of the float32 logits that are looked at together, what the choice of tokens holds at most: sorted, summed
+up, filtered."""
 KERNEL_BYTES = {2: 1_100_000, 4: 64_000}
 """By the bytes of an element: what torch's matrix library keeps on a CPU for each shape that it has
 multiplied. Measured on a processor with AMX, where it is most."""
@@ -28,14 +30,20 @@ def _scratch_bytes(layer: ExpertLayer) -> int:
     return max(run.scratch_bytes for run in plan_reads(extents, layer.layout.starts(extents)))
 
 
-def measure_needs(plan: ModelPlan, config: EngineConfig, device: torch.device) -> Needs:
-    """What requests of this configuration take. Raises ConfigError for a `max_model_len` over the context."""
-    dry_run = DryRun(plan, config.prefill_chunk, config.max_running)
+def measure_needs(plan: ModelPlan, config: EngineConfig, device: torch.device, prefill_chunk: int) -> Needs:
+    """What requests of this configuration take, with prompts cut into chunks of so many tokens.
+
+    Raises ConfigError for a `max_model_len` over the context.
+    """
+    dry_run = DryRun(plan, prefill_chunk, config.max_running)
     kept = 0
     if device.type == "cpu":
         kept = RUNTIME_BYTES + KERNEL_CACHE_ENTRIES * KERNEL_BYTES[plan.layers[0].dtype.itemsize]
         kept += config.num_readers * max(map(_scratch_bytes, plan.layers))
-    sampling = SAMPLING_COPIES * 4 * dry_run.vocab_size
+    sampling = (
+        SAMPLING_COPIES * 4 * max(dry_run.vocab_size, CPU_LOGITS if device.type == "cpu" else DEVICE_LOGITS)
+    )
+    sampling += 2 * config.max_running * dry_run.vocab_size * plan.layers[0].dtype.itemsize
 
     def workspace(num_tokens: int) -> int:
         return max(dry_run.workspace_bytes(num_tokens), sampling) + kept
@@ -44,6 +52,7 @@ def measure_needs(plan: ModelPlan, config: EngineConfig, device: torch.device) -
         kv=dry_run.kv_size(),
         workspace=workspace,
         max_running=config.max_running,
+        prefill_chunk=prefill_chunk,
         shapes=dry_run.shapes,
         max_model_len=check_context(config.max_model_len, context_of(plan.config)),
     )

@@ -10,6 +10,7 @@ from fractions import Fraction
 from pgmoe.engine.kv_size import KvSize
 from pgmoe.engine.needs import Needs, RunningBytes
 from pgmoe.errors import BudgetTooSmall, ConfigError
+from pgmoe.kv.pool import LayerShape
 from pgmoe.layout import ExpertLayer
 from pgmoe.units import format_bytes, parse_bytes
 
@@ -67,9 +68,11 @@ class MemoryPlan:
     num_slots: int
     num_experts: int
     kv: KvSize
-    paged: bool
-    """Whether blocks are really blocks of a pool; else they count what sequences' own caches take."""
+    kv_shapes: tuple[LayerShape, ...] | None
+    """What each layer keeps of a token in a pool for all; None where each sequence has a cache of its own."""
     max_running: int
+    prefill_chunk: int
+    """Most prompt tokens of a step."""
     longest: int
     """Tokens of the longest sequence that is served, prompt and answer."""
     limits_length: bool
@@ -84,6 +87,11 @@ class MemoryPlan:
     def total_bytes(self) -> int:
         """Of everything together."""
         return self.dense_bytes + self.kv_bytes + self.workspace_bytes + self.slots_bytes
+
+    @property
+    def paged(self) -> bool:
+        """Whether blocks are really blocks of a pool; else they count what sequences' own caches take."""
+        return self.kv_shapes is not None
 
     @property
     def num_blocks(self) -> int:
@@ -107,7 +115,7 @@ class MemoryPlan:
         return (
             ("dense weights", self.dense_bytes, ""),
             ("KV cache", self.kv_bytes, kv_use),
-            ("workspace", self.workspace_bytes, f"sequences of up to {self.longest} tokens"),
+            ("workspace", self.workspace_bytes, self._steps()),
             ("expert slots", self.slots_bytes, f"{self.num_slots} of {self.num_experts} experts"),
             ("together", self.total_bytes, self._budget()),
         )
@@ -117,6 +125,9 @@ class MemoryPlan:
         return "\n".join(
             f"  {what:<14}{format_bytes(size):>10}  {remark}".rstrip() for what, size, remark in self.rows()
         )
+
+    def _steps(self) -> str:
+        return f"sequences of up to {self.longest} tokens, prompts {self.prefill_chunk} at once"
 
     def _budget(self) -> str:
         if self.budget_bytes is None:
@@ -162,8 +173,9 @@ def plan_memory(
         num_slots=min(slots, shape.num_experts),
         num_experts=shape.num_experts,
         kv=needs.kv,
-        paged=needs.paged,
+        kv_shapes=needs.shapes,
         max_running=needs.max_running,
+        prefill_chunk=needs.prefill_chunk,
         longest=running.longest,
         limits_length=running.longest < needs.max_model_len,
     )

@@ -42,13 +42,10 @@ class Needs:
     """Bytes that a step of a sequence of so many tokens holds at most; never falls with its length."""
     max_running: int
     max_model_len: int
+    prefill_chunk: int
+    """Most prompt tokens of a step, which `workspace` has room for."""
     shapes: tuple[LayerShape, ...] | None = None
     """What each layer keeps of a token in a pool for all; None where each sequence has a cache of its own."""
-
-    @property
-    def paged(self) -> bool:
-        """Whether there is a pool."""
-        return self.shapes is not None
 
     def levels(self) -> Iterator[RunningBytes]:
         """What might be made room for, half each time: `max_running` sequences of USUAL_TOKENS first, then

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from pgmoe.config import EngineConfig
 from pgmoe.engine.assembly import parse_device
+from pgmoe.engine.device_plan import LEAST_CHUNK
 from pgmoe.engine.engine import Engine
 from pgmoe.engine.measured_needs import measure_needs
 from pgmoe.engine.memory_plan import ExpertShape
@@ -116,5 +117,7 @@ def smallest_budget(folder: Path, device: str = "cpu", **options: Any) -> int:
     """The fewest bytes of device memory that work for this checkpoint with these engine options."""
     plan = read_plan(str(folder))
     on = parse_device(device)
-    needs = measure_needs(plan, EngineConfig(model=str(folder), **options), on)
+    config = EngineConfig(model=str(folder), **options)
+    chunk = LEAST_CHUNK if config.prefill_chunk == "auto" else config.prefill_chunk
+    needs = measure_needs(plan, config, on, chunk)
     return smallest_device_memory(ExpertShape.of(plan.layers, plan.loaded_bytes(on)), needs)

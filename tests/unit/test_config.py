@@ -33,7 +33,7 @@ OPTIONS = {
     "max_waiting": 64,
     "max_passed_over": 32,
     "prefix_cache": True,
-    "prefill_chunk": 512,
+    "prefill_chunk": "auto",
     "max_inter_token_s": None,
 }
 AT_THE_LIMIT = {

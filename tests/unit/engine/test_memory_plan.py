@@ -33,7 +33,7 @@ def step_bytes(num_tokens: int) -> int:
     return 100 * num_tokens
 
 
-NEEDS = Needs(kv=KV, workspace=step_bytes, max_running=4, max_model_len=8192)
+NEEDS = Needs(kv=KV, workspace=step_bytes, max_running=4, max_model_len=8192, prefill_chunk=512)
 SMALLEST = 12 * MIB + LEAST_TOKENS * (KIB + 100)
 
 sizes = st.builds(
@@ -48,6 +48,7 @@ all_needs = st.builds(
     workspace=st.integers(0, 10**6).map(lambda per_token: lambda num_tokens: per_token * num_tokens),
     max_running=st.integers(1, 9),
     max_model_len=st.integers(2, 10**5),
+    prefill_chunk=st.just(512),
 )
 
 
@@ -154,7 +155,7 @@ def test_the_plan_is_told_part_by_part() -> None:
     for line in (
         r"dense weights +10\.0 MiB",
         r"KV cache +8\.0 MiB  512 blocks, for 4 sequences of 2048 tokens",
-        r"workspace +800\.0 KiB  sequences of up to 8192 tokens",
+        r"workspace +800\.0 KiB  sequences of up to 8192 tokens, prompts 512 at once",
         r"expert slots +24\.0 MiB  24 of 24 experts",
         r"together +42\.8 MiB  of device_memory 600\.0 MiB",
     ):
