@@ -61,7 +61,7 @@ def main(options: dict[str, Any], num_prompt: int, num_answer: int) -> None:
     # What of the peak is no mapped file's is anonymous; the system may take pages of files back afterwards.
     of_files = answer(engine, num_prompt, num_answer)
     grown = memory()["VmHWM"] - of_files - before
-    plan = {k: v for k, v in dataclasses.asdict(engine.memory).items() if k != "kv"}
+    plan = {k: v for k, v in dataclasses.asdict(engine.memory).items() if k not in ("kv", "kv_shapes")}
     print(json.dumps({"grown": grown, "total": engine.memory.total_bytes, **plan}))
 
 
