@@ -106,9 +106,9 @@ class EngineConfig(BaseModel):
     """Keep keys and values of ended requests while their blocks are free, for prompts that begin alike."""
 
     prefill_chunk: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    """Most prompt tokens in one step, so that a long prompt does not hold up the others. `auto`: 512 where
-    all experts are on the device; else 2048 or 1024 where that costs at most one slot in 32, since prompts
-    use nearly all experts, and each byte that moves should serve as many tokens as can be."""
+    """Most prompt tokens in one step, so that a long prompt does not hold up the others. `auto`: 2048 or 1024
+    where that costs at most one expert slot in 32, else 512: prompts use nearly all experts, and each byte of
+    them that moves should serve as many tokens as can be."""
 
     max_inter_token_s: float | None = Field(default=None, gt=0)
     """Seconds from one token of an answer to the next within which steps are kept: prompts that come in

@@ -10,9 +10,9 @@ from pgmoe.engine.needs import Needs
 from pgmoe.errors import BudgetTooSmall
 
 LEAST_CHUNK = 512
-"""Prompt tokens of a step where `prefill_chunk: auto` has nothing to gain by more, or no room."""
+"""Prompt tokens of a step where `prefill_chunk: auto` has no room for more."""
 LARGER_CHUNKS = (2048, 1024)
-"""What is tried where experts stream, the largest first."""
+"""What is tried, the largest first."""
 SLOTS_FOR_CHUNK = 1 / 32
 """Of the expert slots, the share that a larger chunk may cost."""
 
@@ -26,14 +26,13 @@ def plan_device(
 ) -> MemoryPlan:
     """See plan_memory, for the errors too; `measure` tells the needs with chunks of so many tokens.
 
-    A prompt's chunk uses nearly every expert, however long it is; so where not all are on the device, each
-    byte that moves should serve as many tokens as there is memory for.
+    A prompt's chunk uses nearly every expert, however long it is; so each byte that moves should serve as many
+    tokens as there is memory for. Nor does a CPU read weights for nothing that are there already: 1,020 tokens
+    took 5.7 s in two chunks and 3.9 s in one (the default model, by hand, on two cores).
     """
     if prefill_chunk != "auto":
         return plan_memory(device_memory, kv_memory, shape, measure(prefill_chunk))
     plan = plan_memory(device_memory, kv_memory, shape, measure(LEAST_CHUNK))
-    if plan.num_slots == plan.num_experts:
-        return plan
     for chunk in LARGER_CHUNKS:
         if chunk < 2 * plan.longest:  # one that is twice as long as any prompt is like the next smaller one
             try:

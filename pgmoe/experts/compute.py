@@ -21,6 +21,11 @@ from pgmoe.layout import ExpertFFN, ExpertLayer
 from pgmoe.routing import Routing
 
 
+ROWS = 16
+"""On a CPU, oneDNN compiles a product of 16-bit numbers anew for every number of rows, which takes nearly as
+long as multiplying 100 of them by an expert."""
+
+
 class PooledExperts:
     """Computes one layer's experts in the order in which they are ready, and adds them up in ascending order.
 
@@ -160,8 +165,19 @@ class LoneToken:
 
 def apply_ffn(ffn: ExpertFFN, weights: Weights, x_TD: Tensor) -> Tensor:
     """One expert on its tokens: (T, D) -> (T, D). See ExpertFFN for the formula."""
+    num_tokens = len(x_TD)
+    x_TD = _round_up(x_TD)
     h_TI = ffn.activation(_project(x_TD, weights["up"], weights.get("up_bias"), ffn.transposed))
-    return ffn.finish(_project(h_TI, weights["down"], weights.get("down_bias"), ffn.transposed))
+    y_TD = ffn.finish(_project(h_TI, weights["down"], weights.get("down_bias"), ffn.transposed))
+    return y_TD[:num_tokens]
+
+
+def _round_up(x_TD: Tensor) -> Tensor:
+    """With rows of zeros to a multiple of ROWS, where a prompt gives every expert another number of them."""
+    num_tokens, is_half = len(x_TD), x_TD.dtype.itemsize == 2
+    if num_tokens <= ROWS or not is_half or x_TD.device.type != "cpu":
+        return x_TD
+    return functional.pad(x_TD, (0, 0, 0, -num_tokens % ROWS))
 
 
 def _project(x_Ta: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:

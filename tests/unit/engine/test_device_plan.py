@@ -27,17 +27,11 @@ def plan(device_memory: str, chunk_token_bytes: int, *, max_model_len: int = 819
     return found.prefill_chunk, found.num_slots
 
 
-def test_where_all_experts_are_on_the_device_chunks_are_small() -> None:
-    assert plan("100%", 1024) == (512, 256)
-
-
 @pytest.mark.parametrize(
     ("chunk_token_bytes", "chunk"),
     [(1024, 2048), (2 * 1024, 2048), (6 * 1024, 1024), (20 * 1024, 512)],
 )
-def test_where_experts_stream_chunks_are_as_large_as_few_slots_pay_for(
-    chunk_token_bytes: int, chunk: int
-) -> None:
+def test_chunks_are_as_large_as_few_slots_pay_for(chunk_token_bytes: int, chunk: int) -> None:
     # 128 MiB or so of slots: four of them may go for a larger chunk.
     found, slots = plan("150MiB", chunk_token_bytes)
     assert found == chunk
@@ -46,6 +40,7 @@ def test_where_experts_stream_chunks_are_as_large_as_few_slots_pay_for(
 
 def test_a_share_of_the_experts_pays_for_nothing_else() -> None:
     assert plan("50%", 20 * 1024) == (2048, 128)
+    assert plan("100%", 20 * 1024) == (2048, 256)
 
 
 @pytest.mark.parametrize(("max_model_len", "chunk"), [(500, 512), (512, 512), (600, 1024), (1025, 2048)])
