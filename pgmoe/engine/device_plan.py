@@ -26,8 +26,8 @@ def plan_device(
 ) -> MemoryPlan:
     """See plan_memory, for the errors too; `measure` tells the needs with chunks of so many tokens.
 
-    A prompt's chunk uses nearly every expert, however long it is; so each byte that moves should serve as many
-    tokens as there is memory for. Nor does a CPU read weights for nothing that are there already: 1,020 tokens
+    A prompt's chunk uses nearly every expert, however long it is; so each byte that moves should serve as
+    many tokens as there is memory for. Nor does a CPU read for nothing what is there already: 1,020 tokens
     took 5.7 s in two chunks and 3.9 s in one (the default model, by hand, on two cores).
     """
     if prefill_chunk != "auto":

@@ -21,7 +21,7 @@ from pgmoe.engine.paging import layer_shapes
 from pgmoe.engine.part import Part
 from pgmoe.engine.sequence_runner import SequenceRunner
 from pgmoe.errors import UnsupportedModel
-from pgmoe.experts.compute import apply_ffn
+from pgmoe.experts.compute import ROWS, apply_ffn
 from pgmoe.experts.expander import Expander
 from pgmoe.experts.grouping import TokenGroups
 from pgmoe.kv.pages import Pages
@@ -143,7 +143,10 @@ class _DryExperts:
         groups = TokenGroups([0], [len(places_R)], places_R, places_R // top_k_index.shape[1])
         x_RD = hidden[groups.tokens]
         y_RD = torch.empty_like(x_RD)
-        y_RD[: len(hidden)].copy_(apply_ffn(self._ffn, self._weights, x_RD[: len(hidden)]))
+        x_TD = x_RD[: len(hidden)]
+        if len(hidden) > ROWS and hidden.dtype.itemsize == 2:  # as on a CPU
+            x_TD = hidden.new_empty(-(-len(hidden) // ROWS) * ROWS, hidden.shape[1])
+        y_RD[: len(hidden)].copy_(apply_ffn(self._ffn, self._weights, x_TD)[: len(hidden)])
         return groups.add_up(y_RD, top_k_weights)
 
 

@@ -20,7 +20,6 @@ from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.layout import ExpertFFN, ExpertLayer
 from pgmoe.routing import Routing
 
-
 ROWS = 16
 """On a CPU, oneDNN compiles a product of 16-bit numbers anew for every number of rows, which takes nearly as
 long as multiplying 100 of them by an expert."""
