@@ -10,8 +10,9 @@ import pickle
 import time
 import traceback
 from multiprocessing.connection import Connection
+from typing import Any
 
-from pgmoe.bench.arms.base import LoadedArm
+from pgmoe.bench.arms.base import AnyLoadedArm
 from pgmoe.bench.control_group import ControlGroup
 from pgmoe.bench.job import Failed, Load, Measured, Memory, Place
 from pgmoe.bench.page_cache import drop_from_page_cache, weight_files
@@ -26,7 +27,7 @@ def serve(arm: bytes, place: Place, group: ControlGroup | None, connection: Conn
         drop_from_page_cache(weight_files(place.model))
         unpickled = pickle.loads(arm)  # from our own parent
         begin = time.perf_counter()
-        loaded: LoadedArm = unpickled.open(place)
+        loaded: AnyLoadedArm[Any, object] = unpickled.open(place)
         seconds = time.perf_counter() - begin
         try:
             connection.send(Load(seconds, read_memory(place.device)))
@@ -59,7 +60,7 @@ def _peak_on(device: str) -> int:
     return int(torch.get_device_module(torch.device(device)).max_memory_allocated())
 
 
-def _work(loaded: LoadedArm, place: Place, connection: Connection) -> None:
+def _work(loaded: AnyLoadedArm[Any, object], place: Place, connection: Connection) -> None:
     do = loaded.warm_up
     while (job := connection.recv()) is not None:
         drop_from_page_cache([*weight_files(place.model), *loaded.files()])
