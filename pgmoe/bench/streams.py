@@ -1,6 +1,6 @@
 """Many requests at once as plain data: what an arm is given, and what comes back.
 
-Nothing but the standard library is imported: a peer's interpreter, which has no library of ours, reads it too.
+Nothing but the standard library is imported: a peer's interpreter, which has nothing of ours, reads it too.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class StreamsJob:
     ) -> StreamsJob:
         """Streams of equally many requests, one for each prompt, with answers of about `num_tokens`.
 
-        Each answer's length is drawn uniformly from `vary` per cent below to as much above it, so that streams
-        do not end and begin in step.
+        Each answer's length is drawn uniformly from `vary` per cent below to as much above it: so not all
+        streams begin and end together.
         """
         assert len(prompts) % num_streams == 0, (len(prompts), num_streams)
         draw = random.Random(seed)
@@ -90,6 +90,9 @@ class Steps:
     """Distinct experts that it used, summed over the MoE layers."""
 
 
+NO_STEPS = Steps()
+
+
 @dataclass(frozen=True)
 class StreamsAnswer:
     """All requests of a job, answered."""
@@ -98,7 +101,7 @@ class StreamsAnswer:
     """From the first request to the last token."""
     answers: tuple[Answered, ...]
     """Stream by stream."""
-    steps: Steps = Steps()
+    steps: Steps = NO_STEPS
     """Empty where the arm does not know them."""
     link_bytes_per_s: float = 0.0
     """What the link that brings experts carried when it was measured; 0 where there is none."""

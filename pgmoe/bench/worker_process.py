@@ -6,9 +6,13 @@ so that a peer's memory holds no library of ours.
 
 from __future__ import annotations
 
+import os
 import pickle
 import time
 import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -43,15 +47,26 @@ def serve(arm: bytes, place: Place, group: ControlGroup | None, connection: Conn
 
 
 def read_memory(device: str) -> Memory:
-    """This process's memory now."""
-    kib = {}
-    with open("/proc/self/status", encoding="ascii") as table:
-        for line in table:
-            key, _, value = line.partition(":")
-            if key in ("VmRSS", "RssFile", "VmHWM"):
-                kib[key] = int(value.split()[0])
+    """This process's memory now, with that of the processes that it has started."""
+    kib: Counter[str] = Counter()
+    for process in _family("self"):
+        with suppress(FileNotFoundError), open(f"/proc/{process}/status", encoding="ascii") as table:
+            for line in table:
+                key, _, value = line.partition(":")
+                if key in ("VmRSS", "RssFile", "VmHWM"):
+                    kib[key] += int(value.split()[0])
     on_device = None if device == "cpu" else _peak_on(device)
     return Memory(kib["VmRSS"] * 1024, kib["RssFile"] * 1024, kib["VmHWM"] * 1024, on_device)
+
+
+def _family(process: str) -> Iterator[str]:
+    """It, its children, and theirs."""
+    yield process
+    with suppress(FileNotFoundError):
+        for thread in os.listdir(f"/proc/{process}/task"):
+            with open(f"/proc/{process}/task/{thread}/children", encoding="ascii") as table:
+                for child in table.read().split():
+                    yield from _family(child)
 
 
 def _peak_on(device: str) -> int:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from pgmoe.bench.streams import Answered, Ask, Steps, StreamsAnswer, StreamsJob
+from pgmoe.bench.streams import NO_STEPS, Answered, Ask, Steps, StreamsAnswer, StreamsJob
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,12 @@ class ClosedLoop:
         return [self._send(stream, 0) for stream in range(len(self._job.streams))]
 
     def take(self, key: str, tokens: Sequence[int], at_s: Iterable[float] | None = None) -> Sent | None:
-        """Tokens of this request have come, now or at these times; its stream's next request, if due.
+        """Tokens of this request have come, now or at these times; its stream's next request, if that is due.
 
         Raises ValueError if there are more than were asked for.
         """
+        if not tokens:
+            return None
         stream, number = map(int, key.split("-"))
         open_, ask = self._open[stream, number], self._job.streams[stream][number]
         times = [self._clock()] * len(tokens) if at_s is None else list(at_s)
@@ -59,14 +61,16 @@ class ClosedLoop:
         open_.arrivals_s += [t - open_.sent_s for t in times]
         if len(open_.tokens) > ask.num_tokens or len(times) != len(tokens):
             raise ValueError(f"{len(open_.tokens)} tokens at {len(times)} times, asked for {ask.num_tokens}")
-        self._last_s = max([self._last_s, *times])
+        self._last_s = max(self._last_s, *times)
         if len(open_.tokens) < ask.num_tokens:
             return None
         self._num_unanswered -= 1
         is_last = number + 1 == len(self._job.streams[stream])
         return None if is_last else self._send(stream, number + 1)
 
-    def answer(self, steps: Steps = Steps(), link_bytes_per_s: float = 0.0, layers: int = 0) -> StreamsAnswer:
+    def answer(
+        self, steps: Steps = NO_STEPS, link_bytes_per_s: float = 0.0, layers: int = 0
+    ) -> StreamsAnswer:
         """What came of all, once that is done; see StreamsAnswer for the rest."""
         assert self.is_done
         answers = tuple(

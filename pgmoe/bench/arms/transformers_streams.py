@@ -18,7 +18,7 @@ from pgmoe.errors import GenerationFailed
 
 PAGE_TOKENS = 32
 MOST_STEP_TOKENS = 512
-"""In one step; as ours. Attention is a dense mask over all of a step's tokens, which grows with their square."""
+"""In one step, as in ours. Attention has a dense mask over all of them, which grows with their square."""
 PATIENCE_S = 5.0
 
 
@@ -40,7 +40,9 @@ class TransformersStreamsArm:
         torch.set_num_threads(place.num_threads)
         own = [] if self.model is None else [str(path) for path in weight_files(self.model)]
         place = replace(place, model=self.model or place.model)
-        return LoadedTransformersStreams(load_transformers(place, self.experts, {"": place.device}), self, own)
+        return LoadedTransformersStreams(
+            load_transformers(place, self.experts, {"": place.device}), self, own
+        )
 
 
 class LoadedTransformersStreams:

@@ -32,7 +32,6 @@ if __name__ == "__main__":
 from pgmoe.bench.arms.closed_loop import ClosedLoop, Sent  # noqa: E402
 from pgmoe.bench.streams import StreamsAnswer, StreamsJob  # noqa: E402
 
-
 KV_GIB = 2
 """Memory for keys and values: of 64 streams of 500 tokens where a token takes 64 KiB."""
 
