@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -60,7 +61,11 @@ class LoadedVllmStreams:
             env=vllm_process.environment(num_threads, dict(os.environ)),
             cwd=Path(settings.model).parent,  # away from our sources, which it would take for libraries
         )
-        self._ask(settings)
+        try:
+            self._ask(settings)
+        except BaseException:
+            self.close()
+            raise
 
     def warm_up(self, job: StreamsJob) -> StreamsAnswer:
         """See AnyLoadedArm."""
@@ -78,12 +83,14 @@ class LoadedVllmStreams:
 
     def close(self) -> None:
         """See AnyLoadedArm."""
-        self._input.close()
+        with suppress(BrokenPipeError):  # it may be gone already
+            self._input.close()
         try:
             self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._output.close()
         self._printed.close()
 
     @property
@@ -91,12 +98,16 @@ class LoadedVllmStreams:
         assert self._process.stdin is not None
         return self._process.stdin
 
-    def _ask(self, what: VllmSettings | StreamsJob) -> object:
+    @property
+    def _output(self) -> IO[bytes]:
         assert self._process.stdout is not None
+        return self._process.stdout
+
+    def _ask(self, what: VllmSettings | StreamsJob) -> object:
         try:
             pickle.dump(what, self._input)
             self._input.flush()
-            answer: Any = pickle.load(self._process.stdout)  # from our own child
+            answer: Any = pickle.load(self._output)  # from our own child
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             raise GenerationFailed(f"vLLM's process has ended; it said last:\n{self._last_words()}") from None
         return answer
