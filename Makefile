@@ -145,6 +145,9 @@ bench: $(VENV)/.bench ## Measure this machine (leave it alone meanwhile); result
 	$(BIN)/pgmoe bench curve olmoe-like $(CURVE_GATINGS) --emulate 25GB/s
 	$(BIN)/pgmoe bench curve olmoe-like $(CURVE_GATINGS) --emulate 50GB/s
 	if [ -f $(HELD_OUT) ]; then $(BIN)/pgmoe bench batches default $(HELD_OUT) --gating on_demand --gating pregated; fi
+	$(BIN)/pgmoe bench throughput default
+	$(BIN)/pgmoe bench throughput olmoe-like
+	$(BIN)/pgmoe bench throughput olmoe-like --emulate 25GB/s --no-peers
 	$(BIN)/pgmoe bench reads olmoe-like
 	$(BIN)/pgmoe bench profile olmoe-like
 	$(BIN)/pgmoe bench prefetch default

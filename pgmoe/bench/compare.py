@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Generic
 
-from pgmoe.bench.arms.base import Arm
-from pgmoe.bench.job import Job, Load, Measured, Place
+from pgmoe.bench.arms.base import AnswerT, AnyArm, Arm, TaskT
+from pgmoe.bench.job import Answer, Job, Load, Measured, Place
 from pgmoe.bench.worker import Worker
 from pgmoe.errors import ConfigError, PgmoeError
 
@@ -45,7 +46,7 @@ class Series:
     name: str
     loads: tuple[Load, ...]
     """Cold starts, each of a fresh process while no other arm was loaded."""
-    rounds: tuple[Measured, ...]
+    rounds: tuple[Measured[Answer], ...]
 
     @property
     def speeds(self) -> list[float]:
@@ -75,35 +76,59 @@ def compare(
     """
     num_loads = dict(cold_starts or {})
     steps = _Steps(progress, total=sum(num_loads.values()) + len(arms) * (2 + num_rounds))
-    run = _Run(place, job, dict(limits or {}), frozenset(may_fail), steps)
+    run: _Run[Job, Answer] = _Run(place, job, dict(limits or {}), frozenset(may_fail), steps)
     loads = {arm.name: run.cold_starts(arm, num_loads.get(arm.name, 0)) for arm in arms}
-    with run:
-        for arm in arms:
-            run.load(arm)
-        for number in range(num_rounds):
-            before_round()
-            run.round(f"round {number + 1}")
-    steps.begin("done")
-    return tuple(Series(name, loads[name], tuple(rounds)) for name, rounds in run.rounds.items())
+    found = run.turns(arms, num_rounds, before_round)
+    return tuple(Series(name, loads[name], tuple(rounds)) for name, rounds in found.items())
 
 
-class _Run(ExitStack):
+def take_turns(
+    arms: Sequence[AnyArm[TaskT, AnswerT]],
+    place: Place,
+    job: TaskT,
+    num_rounds: int,
+    progress: Progress,
+    may_fail: Collection[str] = (),
+) -> dict[str, list[Measured[AnswerT]]]:
+    """As `compare`, for arms of any kind: what each did in each round, by name."""
+    steps = _Steps(progress, total=len(arms) * (2 + num_rounds))
+    run: _Run[TaskT, AnswerT] = _Run(place, job, {}, frozenset(may_fail), steps)
+    return run.turns(arms, num_rounds)
+
+
+class _Run(ExitStack, Generic[TaskT, AnswerT]):
     """The arms that are loaded, until it is left."""
 
     def __init__(
-        self, place: Place, job: Job, limits: Mapping[str, int], may_fail: frozenset[str], steps: _Steps
+        self, place: Place, job: TaskT, limits: Mapping[str, int], may_fail: frozenset[str], steps: _Steps
     ) -> None:
         super().__init__()
-        self.rounds: dict[str, list[Measured]] = {}
+        self._rounds: dict[str, list[Measured[AnswerT]]] = {}
         """Of the arms that have not failed, in the order of loading."""
-        self._workers: dict[str, Worker] = {}
+        self._workers: dict[str, Worker[TaskT, AnswerT]] = {}
         self._place = place
         self._job = job
         self._limits = limits
         self._may_fail = may_fail
         self._steps = steps
 
-    def cold_starts(self, arm: Arm, number: int) -> tuple[Load, ...]:
+    def turns(
+        self,
+        arms: Sequence[AnyArm[TaskT, AnswerT]],
+        num_rounds: int,
+        before_round: Callable[[], None] = lambda: None,
+    ) -> dict[str, list[Measured[AnswerT]]]:
+        """Load all, let each work once a round, end them."""
+        with self:
+            for arm in arms:
+                self._load(arm)
+            for number in range(num_rounds):
+                before_round()
+                self._round(f"round {number + 1}")
+        self._steps.begin("done")
+        return self._rounds
+
+    def cold_starts(self, arm: AnyArm[TaskT, AnswerT], number: int) -> tuple[Load, ...]:
         """Load the arm so many times alone."""
         found = []
         for _ in range(number):
@@ -112,35 +137,35 @@ class _Run(ExitStack):
                 found.append(worker.loaded())
         return tuple(found)
 
-    def load(self, arm: Arm) -> None:
+    def _load(self, arm: AnyArm[TaskT, AnswerT]) -> None:
         """Load it to stay, and warm it up."""
         worker = self._workers[arm.name] = self.enter_context(self._start(arm))
-        self.rounds[arm.name] = []
+        self._rounds[arm.name] = []
         with self._leaving(arm.name):
             self._steps.begin(f"loading {arm.name}")
             worker.loaded()
             self._steps.begin(f"warming up {arm.name}")
             worker.measure(self._job.first(WARM_UP_TOKENS))
 
-    def round(self, what: str) -> None:
+    def _round(self, what: str) -> None:
         """Everyone once."""
-        for name in list(self.rounds):
+        for name in list(self._rounds):
             self._steps.begin(f"{what}: {name}")
             with self._leaving(name):
-                self.rounds[name].append(self._workers[name].measure(self._job))
+                self._rounds[name].append(self._workers[name].measure(self._job))
 
-    def _start(self, arm: Arm) -> Worker:
+    def _start(self, arm: AnyArm[TaskT, AnswerT]) -> Worker[TaskT, AnswerT]:
         return Worker(arm, self._place, self._limits.get(arm.name))
 
     @contextmanager
     def _leaving(self, name: str) -> Iterator[None]:
         try:
             yield
-        except PgmoeError:
+        except PgmoeError as error:
             if name not in self._may_fail:
                 raise
-            self._steps.begin(f"{name} failed and is left out")
-            del self.rounds[name]
+            self._steps.begin(f"{name} failed and is left out: {str(error).splitlines()[0]}")
+            del self._rounds[name]
 
 
 class _Steps:

@@ -4,6 +4,18 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
+from typing import Generic, Protocol, Self, TypeVar
+
+
+class Task(Protocol):
+    """What an arm is given to do."""
+
+    def first(self, num_tokens: int) -> Self:
+        """The same with at most this many tokens of each answer; those are the same ones."""
+        ...
+
+
+AnswerT = TypeVar("AnswerT")
 
 
 @dataclass(frozen=True)
@@ -138,10 +150,10 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(Generic[AnswerT]):
     """One job done by one arm."""
 
-    answer: Answer
+    answer: AnswerT
     memory: Memory
 
 

@@ -35,6 +35,9 @@ from pgmoe.bench.reads_result import ReadsResult
 from pgmoe.bench.report import render
 from pgmoe.bench.result import Result
 from pgmoe.bench.stalls_plot import plot_stalls
+from pgmoe.bench.throughput_plot import plot_throughput
+from pgmoe.bench.throughput_report import render_throughput
+from pgmoe.bench.throughput_result import ThroughputResult
 from pgmoe.errors import ConfigError
 
 AnyResult = (
@@ -47,6 +50,7 @@ AnyResult = (
     | QualityResult
     | PerplexityResult
     | BatchesResult
+    | ThroughputResult
 )
 # What sets them apart are the fields that each must have.
 _ADAPTER: TypeAdapter[AnyResult] = TypeAdapter(AnyResult)
@@ -60,6 +64,7 @@ _RENDER: dict[type, Callable[[Any], str]] = {
     QualityResult: render_quality,
     PerplexityResult: render_perplexity,
     BatchesResult: render_batches,
+    ThroughputResult: render_throughput,
 }
 _DRAW: dict[type, Callable[[Any, Path], None]] = {
     Result: plot,
@@ -70,6 +75,7 @@ _DRAW: dict[type, Callable[[Any, Path], None]] = {
     QualityResult: plot_quality,
     PerplexityResult: plot_perplexity,
     BatchesResult: plot_batches,
+    ThroughputResult: plot_throughput,
 }
 
 

@@ -33,6 +33,15 @@ def paired_ratio(values: Sequence[float], baseline: Sequence[float]) -> Spread:
     return Spread.of([v / b for v, b in zip(values, baseline, strict=True)])
 
 
+def percentile(values: Sequence[float], per_cent: float) -> float:
+    """Of at least one number; between two neighbours in proportion."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * per_cent / 100
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
 def first_difference(tokens: Sequence[int], expected: Sequence[int]) -> int | None:
     """The first position at which two answers differ, as far as both go; None if they agree."""
     pairs = zip(tokens, expected, strict=False)

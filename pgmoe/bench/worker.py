@@ -6,20 +6,21 @@ import multiprocessing
 import pickle
 from contextlib import ExitStack, suppress
 from types import TracebackType
+from typing import Generic
 
-from pgmoe.bench.arms.base import Arm
+from pgmoe.bench.arms.base import AnswerT, AnyArm, TaskT
 from pgmoe.bench.control_group import memory_limit
-from pgmoe.bench.job import Failed, Job, Load, Measured, Place
+from pgmoe.bench.job import Failed, Load, Measured, Place
 from pgmoe.bench.worker_process import serve
 from pgmoe.errors import PgmoeError
 
 STOP_TIMEOUT_S = 30.0
 
 
-class Worker:
+class Worker(Generic[TaskT, AnswerT]):
     """Starts an arm's process; while nobody asks, that process sleeps."""
 
-    def __init__(self, arm: Arm, place: Place, limit_bytes: int | None = None) -> None:
+    def __init__(self, arm: AnyArm[TaskT, AnswerT], place: Place, limit_bytes: int | None = None) -> None:
         """Start loading, within a memory limit if one is given. Use as a context manager, or it all stays.
 
         The limit counts the process's memory and its page cache. Raises ConfigError where none can be set.
@@ -42,7 +43,7 @@ class Worker:
         assert isinstance(answer, Load)
         return answer
 
-    def measure(self, job: Job) -> Measured:
+    def measure(self, job: TaskT) -> Measured[AnswerT]:
         """Do a job and wait for it; the first one warms up. Raises PgmoeError if it fails."""
         limit = self.arm.most_tokens
         with suppress(BrokenPipeError, ConnectionResetError):  # it is gone, and how is for _receive to say
@@ -62,7 +63,7 @@ class Worker:
         self._connection.close()
         self._group.close()
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Worker[TaskT, AnswerT]:
         return self
 
     def __exit__(
@@ -70,9 +71,9 @@ class Worker:
     ) -> None:
         self.close()
 
-    def _receive(self) -> Load | Measured:
+    def _receive(self) -> Load | Measured[AnswerT]:
         try:
-            answer: Load | Measured | Failed = self._connection.recv()
+            answer: Load | Measured[AnswerT] | Failed = self._connection.recv()
         except (EOFError, ConnectionResetError):
             self._process.join(STOP_TIMEOUT_S)
             raise PgmoeError(

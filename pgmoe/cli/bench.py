@@ -13,6 +13,7 @@ from pgmoe.cli.bench_guesses import guesses
 from pgmoe.cli.bench_memory import curve, prefetch, reads
 from pgmoe.cli.bench_options import RESULTS, Folder, Out, Rounds, Threads, Tokens, make_random, measure
 from pgmoe.cli.bench_profile import profile
+from pgmoe.cli.bench_throughput import throughput
 from pgmoe.cli.console import steps_bar
 from pgmoe.cli.default_model import build_if_missing, cache_folder, default_folder
 
@@ -23,6 +24,7 @@ app.command()(guesses)
 app.command()(prefetch)
 app.command()(profile)
 app.command()(reads)
+app.command()(throughput)
 
 ResultFile = Annotated[Path, typer.Argument(help="A result file of this command.")]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgmoe.cli.bench_models import ModelKind, checkpoint_of, result_name, workload_of
+from pgmoe.cli.bench_models import ModelKind, checkpoint_of, gguf_of, result_name, workload_of
 from pgmoe.cli.bench_options import RESULTS, Out, Threads, link_options, make_place, scratch_folder
 from pgmoe.cli.console import steps_bar
 from pgmoe.errors import ConfigError
@@ -87,7 +87,10 @@ def curve(
         made = replace(
             made,
             name=made.name + _peers_suffix(peer_tokens, peer_threads),
-            lines=(*made.lines, *peer_lines(_gguf(folder), peer_tokens, peer_threads, accelerate=accelerate)),
+            lines=(
+                *made.lines,
+                *peer_lines(gguf_of(folder), peer_tokens, peer_threads, accelerate=accelerate),
+            ),
             resident=(*made.resident, "llama.cpp"),
         )
     _measure(replace(made, limited=limits and emulate is None), folder, threads, rounds, out)
@@ -204,22 +207,6 @@ def _by_limit(made: Curve, folder: Path, limits: list[float]) -> Curve:
     plan = read_plan(str(folder))
     shares = tuple(share_within(plan, limit) for limit in limits)
     return replace(made, name=f"{made.name}-by-limit", shares=shares, by_limit=True)
-
-
-def _gguf(folder: Path) -> Path:
-    """The same weights for llama.cpp, written if they are missing."""
-    import torch
-
-    from pgmoe.bench.gguf_model import write_gguf
-    from pgmoe.models.checkpoint import Checkpoint
-    from pgmoe.packing.source import source_of
-
-    digest = source_of(Checkpoint.open(str(folder))).digest[:8]
-    path = scratch_folder() / f"{folder.name}-{digest}-f16.gguf"
-    if not path.is_file():
-        typer.echo(f"Writing {path.name} ...", err=True)
-        write_gguf(str(folder), path, torch.float16)
-    return path
 
 
 def _measure(made: Curve, folder: Path, threads: int | None, rounds: int, out: Path) -> None:

@@ -64,13 +64,36 @@ def result_name(what: str, model: str, folder: Path, emulate: str | None = None)
 def workload_of(model: str, folder: Path, num_tokens: int) -> tuple[Job, str]:
     """The tokens for a model of this kind, and both in words."""
     from pgmoe.bench import benchmarks
-    from pgmoe.bench.random_model import OLMOE_HALF
 
     if model in DEFAULTS:
         return benchmarks.chat_job(str(folder), num_tokens), benchmarks.CHAT
     if model == "small-moe":
         job = benchmarks.text_job(str(folder), num_tokens)
         return job, f"a small OLMoE trained from scratch (experts of 0.2 MB); {benchmarks.TEXT}"
-    shape = replace(OLMOE_HALF, embedding_spread=LOCAL_SPREAD)
-    text = f"{shape.text()}; {LOCALITY}" if model == "olmoe-like" else folder.name
+    text = describe_model(model, folder) + (f"; {LOCALITY}" if model == "olmoe-like" else "")
     return benchmarks.random_job(str(folder), num_tokens), f"{text}; {benchmarks.RANDOM_STREAM}"
+
+
+def describe_model(model: str, folder: Path) -> str:
+    """A model of this kind in words."""
+    from pgmoe.bench.random_model import OLMOE_HALF
+
+    if model != "olmoe-like":
+        return folder.name
+    return replace(OLMOE_HALF, embedding_spread=LOCAL_SPREAD).text()
+
+
+def gguf_of(folder: Path) -> Path:
+    """The same weights for llama.cpp, written if they are missing. Raises UnsupportedModel or ConfigError."""
+    import torch
+
+    from pgmoe.bench.gguf_model import write_gguf
+    from pgmoe.models.checkpoint import Checkpoint
+    from pgmoe.packing.source import source_of
+
+    digest = source_of(Checkpoint.open(str(folder))).digest[:8]
+    path = scratch_folder() / f"{folder.name}-{digest}-f16.gguf"
+    if not path.is_file():
+        typer.echo(f"Writing {path.name} ...", err=True)
+        write_gguf(str(folder), path, torch.float16)
+    return path

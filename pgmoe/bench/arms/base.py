@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from pgmoe.bench.job import Answer, Job, Place
+from pgmoe.bench.job import Answer, Job, Place, Task
+
+TaskT_contra = TypeVar("TaskT_contra", bound=Task, contravariant=True)
+AnswerT_co = TypeVar("AnswerT_co", covariant=True)
+TaskT = TypeVar("TaskT", bound=Task)
+AnswerT = TypeVar("AnswerT")
 
 
-class LoadedArm(Protocol):
-    """A loaded model. One job at a time, always in the same thread."""
+class AnyLoadedArm(Protocol[TaskT_contra, AnswerT_co]):
+    """A loaded model. One task at a time, always in the same thread."""
 
-    def warm_up(self, job: Job) -> Answer:
+    def warm_up(self, job: TaskT_contra) -> AnswerT_co:
         """Reach the state that is to be measured; called once, before any `answer`."""
         ...
 
-    def answer(self, job: Job) -> Answer:
+    def answer(self, job: TaskT_contra) -> AnswerT_co:
         """Do a job; nothing computed for an earlier one may be used again."""
         ...
 
@@ -27,7 +32,7 @@ class LoadedArm(Protocol):
         ...
 
 
-class Arm(Protocol):
+class AnyArm(Protocol[TaskT_contra, AnswerT_co]):
     """A way to run a checkpoint. Plain data: it is pickled."""
 
     @property
@@ -40,6 +45,11 @@ class Arm(Protocol):
         """Measure at most so many tokens, for arms that take minutes; None: as many as the others."""
         ...
 
-    def open(self, place: Place) -> LoadedArm:
+    def open(self, place: Place) -> AnyLoadedArm[TaskT_contra, AnswerT_co]:
         """Load. Called once, in the arm's own process. May raise whatever its library raises."""
         ...
+
+
+Arm = AnyArm[Job, Answer]
+LoadedArm = AnyLoadedArm[Job, Answer]
+"""Those that answer one prompt at a time."""

@@ -61,6 +61,11 @@ class LoadedEngine:
         self._num_answers = 0
 
     @property
+    def engine(self) -> Engine:
+        """The engine itself, for arms that ask it for many answers at once."""
+        return self._engine
+
+    @property
     def layers(self) -> tuple[ExpertLayer, ...]:
         """The model's MoE layers."""
         return self._engine.loaded.layers
@@ -88,11 +93,15 @@ class LoadedEngine:
 
     def warm_up(self, job: Job) -> Answer:
         """Where all experts fit, bring all of them in."""
+        self.fill()
+        return self.answer(job)
+
+    def fill(self) -> None:
+        """Bring all experts in, if there is a slot for each."""
         slots = self._engine.stats.experts.slots
         if slots == sum(layer.num_experts for layer in self._engine.loaded.layers):
             self._touch_all()
             assert self._engine.stats.experts.resident == slots
-        return self.answer(job)
 
     def answer(self, job: Job, after_token: Callable[[int], None] = lambda number: None) -> Answer:
         """See LoadedArm; for `after_token` see TokenClock."""

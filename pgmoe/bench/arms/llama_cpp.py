@@ -11,6 +11,9 @@ from typing import Any, Literal
 from pgmoe.bench.job import Answer, Job, Place
 from pgmoe.errors import ConfigError, GenerationFailed
 
+LoadMode = Literal["none", "mmap"]
+GREEDY = {"temperature": 0.0, "samplers": ["top_k"], "top_k": 1, "ignore_eos": True}
+"""Of a request to its server."""
 _TOKEN = re.compile(r"<(\d+)>")
 
 
@@ -20,7 +23,7 @@ class LlamaCppArm:
 
     name: str
     gguf: str
-    load_mode: Literal["none", "mmap"]
+    load_mode: LoadMode
     context: int = 512
     """Tokens of its KV cache."""
     num_threads: int | None = None
@@ -42,26 +45,8 @@ class LoadedLlamaCpp:
     """
 
     def __init__(self, arm: LlamaCppArm, num_threads: int) -> None:
-        try:
-            xllamacpp: Any = import_module("xllamacpp")  # it has no types
-        except ImportError:
-            message = f'the arm {arm.name!r} needs xllamacpp; pip install "pgmoe[peers]"'
-            raise ConfigError(message) from None
-        params = xllamacpp.CommonParams()
-        params.model.path = arm.gguf
-        params.n_ctx = arm.context
-        params.n_parallel = 1
-        params.n_gpu_layers = 0
-        params.fit_params = False
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = num_threads
-        params.load_mode = getattr(xllamacpp.llama_load_mode, f"LLAMA_LOAD_MODE_{arm.load_mode.upper()}")
-        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        params.cache_ram_mib = 0  # no copies of former prompts, which would take of its memory
-        params.n_ctx_checkpoints = 0
-        params.ui = False
-        params.verbosity = -1
         self._gguf = arm.gguf
-        self._server: Any = xllamacpp.Server(params)
+        self._server = start_server(arm.name, arm.gguf, arm.load_mode, arm.context, 1, num_threads)
 
     def warm_up(self, job: Job) -> Answer:
         """See LoadedArm."""
@@ -92,20 +77,46 @@ class LoadedLlamaCpp:
 
     def _next(self, context: list[int], *, reuse: bool) -> tuple[int, float]:
         reply = self._server.handle_completions(
-            {
-                "prompt": context,
-                "n_predict": 1,
-                "cache_prompt": reuse,
-                "temperature": 0.0,
-                "samplers": ["top_k"],
-                "top_k": 1,
-                "ignore_eos": True,
-            }
+            {"prompt": context, "n_predict": 1, "cache_prompt": reuse, **GREEDY}
         )
         timings = reply.get("timings", {})
         if timings.get("prompt_n") != (1 if reuse else len(context)):
             raise GenerationFailed(f"llama.cpp did not compute what it was asked to: {reply}")
-        printed = _TOKEN.fullmatch(reply["choices"][0]["text"].strip())
-        if printed is None:
-            raise GenerationFailed(f"llama.cpp answered with a token that the file does not name: {reply}")
-        return int(printed[1]), (timings["prompt_ms"] + timings["predicted_ms"]) / 1000
+        (token,) = printed_tokens(reply["choices"][0]["text"])
+        return token, (timings["prompt_ms"] + timings["predicted_ms"]) / 1000
+
+
+def start_server(
+    name: str, gguf: str, load_mode: LoadMode, context: int, num_slots: int, num_threads: int
+) -> Any:
+    """llama.cpp's server in this process, for the arm of this name: slots that share `context` tokens.
+
+    Raises ConfigError where it is not installed.
+    """
+    try:
+        xllamacpp: Any = import_module("xllamacpp")  # it has no types
+    except ImportError:
+        message = f'the arm {name!r} needs xllamacpp; pip install "pgmoe[peers]"'
+        raise ConfigError(message) from None
+    params = xllamacpp.CommonParams()
+    params.model.path = gguf
+    params.n_ctx = context
+    params.n_parallel = num_slots
+    params.n_gpu_layers = 0
+    params.fit_params = False
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = num_threads
+    params.load_mode = getattr(xllamacpp.llama_load_mode, f"LLAMA_LOAD_MODE_{load_mode.upper()}")
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    params.cache_ram_mib = 0  # no copies of former prompts, which would take of its memory
+    params.n_ctx_checkpoints = 0
+    params.ui = False
+    params.verbosity = -1
+    return xllamacpp.Server(params)
+
+
+def printed_tokens(text: str) -> list[int]:
+    """The tokens that this text names. Raises GenerationFailed for what `write_gguf` names no token."""
+    tokens = _TOKEN.findall(text)
+    if "".join(f"<{token}>" for token in tokens) != text.replace(" ", ""):
+        raise GenerationFailed(f"llama.cpp answered with a token that the file does not name: {text!r}")
+    return [int(token) for token in tokens]

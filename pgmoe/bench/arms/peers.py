@@ -37,7 +37,7 @@ class TransformersArm:
     def open(self, place: Place) -> LoadedTransformers:
         """See Arm."""
         torch.set_num_threads(place.num_threads)
-        return LoadedTransformers(_load(place, self.experts, {"": place.device}))
+        return LoadedTransformers(load_transformers(place, self.experts, {"": place.device}))
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class AccelerateArm:
         torch.set_num_threads(place.num_threads)
         folder = TemporaryDirectory(prefix="accelerate-", dir=place.scratch)
         device_map = experts_on_disk(read_plan(place.model), place.device)
-        model = _load(place, "eager", device_map, folder.name)
+        model = load_transformers(place, "eager", device_map, folder.name)
         return LoadedTransformers(model, folder, weight_files(place.model) if self.cold else None)
 
 
@@ -157,9 +157,10 @@ def experts_on_disk(plan: ModelPlan, device: str) -> dict[str, str]:
     return places
 
 
-def _load(
+def load_transformers(
     place: Place, experts: str, device_map: dict[str, str], offload_folder: str | None = None
 ) -> PreTrainedModel:
+    """transformers' model of the place's checkpoint. Raises UnsupportedModel."""
     offload: dict[str, Any] = {"offload_folder": offload_folder} if offload_folder else {}
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(

@@ -58,5 +58,6 @@ def test_every_benchmark_has_a_command() -> None:
         "reads",
         "policies",
         "show",
+        "throughput",
         "plot",
     }
