@@ -8,6 +8,7 @@ import torch
 from pgmoe.config import EngineConfig
 from pgmoe.engine.engine import Engine
 from tests.conftest import TinyCheckpoints
+from tests.support.checkpoints import ENCODER_DECODER_FAMILIES
 from tests.support.mixtures import alone, first_difference, play, random_mixture
 
 pytestmark = pytest.mark.gpu
@@ -19,8 +20,9 @@ def test_paged_requests_get_what_each_gets_alone(
     tiny: TinyCheckpoints, family: str, kv_swap_memory: int | str
 ) -> None:
     folder = tiny(family, torch.float32)
+    kv_memory = "768KiB" if family in ENCODER_DECODER_FAMILIES else "384KiB"
     options = {"model": str(folder), "device": "cuda", "device_memory": "50%", "prefill_chunk": 64}
-    engine = Engine(EngineConfig.parse({**options, "kv_memory": "384KiB", "kv_swap_memory": kv_swap_memory}))
+    engine = Engine(EngineConfig.parse({**options, "kv_memory": kv_memory, "kv_swap_memory": kv_swap_memory}))
     try:
         arrivals = random_mixture(5, 32, 120, 80, 24)
         played = play(engine, arrivals)
