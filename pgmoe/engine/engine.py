@@ -241,7 +241,9 @@ class Engine:
 
     def _end_request(self, request_id: str, reason: str) -> None:
         """All its answers that are not finished."""
-        for sequence in [s for s in self._sequences.values() if s.request_id == request_id]:
+        with self._lock:
+            answers = [s for s in self._sequences.values() if s.request_id == request_id]
+        for sequence in answers:
             self._end(sequence, reason)
 
     def _end(self, sequence: Sequence, reason: str) -> None:
