@@ -72,14 +72,15 @@ class DryRun:
 
         Of an encoder-decoder, prompt and answer are that long each.
         """
-        chunk = min(self._chunk, num_tokens)
         if self.shapes is None:
-            return self._peak_alone(num_tokens, chunk)
-        lone = [self._part(num_tokens, 1) for _ in range(self._max_running - 1)]
-        steps = [[self._part(num_tokens, chunk), *lone]]
+            return self._peak_alone(num_tokens, num_tokens)
+        chunk = min(self._chunk, num_tokens)
+        num_chunks = min(self._max_running, -(-self._chunk // num_tokens))
+        lone = [self._part(num_tokens, 1) for _ in range(self._max_running - num_chunks)]
+        steps = [[self._part(num_tokens, chunk)] * num_chunks]
         if self._facts.is_encoder_decoder:
-            steps += [[self._part(1, 1, num_prompt=num_tokens), *lone]]
-        return max(self._peak(parts) for parts in steps)
+            steps += [[self._part(1, 1, num_prompt=num_tokens)] * num_chunks]
+        return max(self._peak([*parts, *lone]) for parts in steps)
 
     def _part(self, end: int, num_tokens: int, num_prompt: int | None = None) -> Part:
         """Tokens up to `end`, of a sequence whose blocks are scattered."""

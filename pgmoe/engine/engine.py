@@ -13,9 +13,11 @@ from pgmoe.config import EngineConfig
 from pgmoe.engine.answers import Answers
 from pgmoe.engine.assembly import assemble
 from pgmoe.engine.batching import build_stepper
+from pgmoe.engine.device_faults import check_device
 from pgmoe.engine.failures import report
 from pgmoe.engine.guide_compiler import GuideCompiler
 from pgmoe.engine.intake import Intake
+from pgmoe.engine.measured_needs import PROMPT_LOGPROBS_CHUNK
 from pgmoe.engine.memory_plan import MemoryPlan
 from pgmoe.engine.model_facts import ModelFacts
 from pgmoe.engine.schedule import NewSequence
@@ -37,9 +39,6 @@ from pgmoe.models.loader import LoadedModel
 from pgmoe.models.tokenizer import load_tokenizer
 from pgmoe.request import Request, RequestOutput
 from pgmoe.routing import Gating
-
-PROMPT_LOGPROBS_CHUNK = 64
-"""Most prompt tokens in a step of a request that wants their log-probabilities, each a row of logits."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class Engine:
             if taken & {sequence.request_id, *(answer.key for answer in answers)}:
                 raise InvalidRequest(f"request id {sequence.request_id!r} is in use", "request_id")
             try:
-                self._scheduler.add(self._new_sequence(sequence))
+                self._queue(sequence)
             except EngineOverloaded:
                 self.stats.finished["rejected"] += 1
                 raise
@@ -159,6 +158,7 @@ class Engine:
         except DeviceLost:
             raise
         except Exception as error:  # no part of it failed but the step itself: the engine goes on
+            check_device(error)
             events = [Event(sequence, error) for sequence in self._concerned()]
         self._count_locked()
         return outputs + [output for event in events for output in self._tell(event)]
@@ -176,6 +176,20 @@ class Engine:
         if self._closed:
             raise EngineClosed("the engine is shut down")
 
+    def _queue(self, sequence: Sequence) -> None:
+        """Its answers begin together where they can share blocks, else each reads the prompt for itself."""
+        if self.memory.paged:
+            self._scheduler.add(self._new_sequence(sequence))
+            return
+        answers, sequence.siblings = [sequence, *sequence.siblings], []
+        for number, answer in enumerate(answers):
+            try:
+                self._scheduler.add(self._new_sequence(answer))
+            except EngineOverloaded:
+                for queued in answers[:number]:
+                    self._scheduler.finish(queued.key)
+                raise
+
     def _new_sequence(self, sequence: Sequence) -> NewSequence:
         kv, reports = self.memory.kv, sequence.params.prompt_logprobs is not None
         reserved = 0
@@ -190,6 +204,7 @@ class Engine:
             num_fixed_blocks=reserved,
             shares_prefix=not reports,
             max_chunk=PROMPT_LOGPROBS_CHUNK if reports else None,
+            in_one_step=not self.memory.paged,
         )
 
     def _concerned(self) -> list[Sequence]:
@@ -203,13 +218,18 @@ class Engine:
         sequence, outcome = event.sequence, event.outcome
         if sequence.key not in self._sequences:  # it ended with another answer of its request
             return []
+        if sequence.aborted:  # the next sweep ends it
+            return []
         if isinstance(outcome, Exception):
             self._end_request(sequence.request_id, "error")
             return [StepOutput(sequence.request_id, error=report(sequence.request_id, outcome))]
         if sequence.num_generated == 0 and sequence.index == 0:
             self.stats.queue_s.append(sequence.usage.queue_s)
             self.stats.prompt_tokens += len(sequence.prompt_token_ids)
-        piece = self._answers.say(sequence, outcome)
+        try:
+            piece = self._answers.say(sequence, outcome)
+        except Exception as error:  # it is this answer's alone
+            return self._tell(Event(sequence, error))
         if piece.finish_reason is not None:
             self._end(sequence, piece.finish_reason)
         return [StepOutput(sequence.request_id, piece)]

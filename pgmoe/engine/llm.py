@@ -44,7 +44,7 @@ class LLM:
         self._engine = Engine(config, progress, wrap_gating)
         self._ids = (f"offline-{n}" for n in itertools.count())
         self._news: dict[str, deque[StepOutput]] = {}  # of open requests, until their callers take it
-        self._in_step = False
+        self._busy = False
 
     @property
     def info(self) -> ModelInfo:
@@ -147,19 +147,23 @@ class LLM:
             self._drop([sequence.request_id])
 
     def _add(self, sequence: Running) -> None:
-        self._engine.add(sequence)
+        self._busy = True
+        try:
+            self._engine.add(sequence)
+        finally:
+            self._busy = False
         self._news[sequence.request_id] = deque()
 
     def _step(self) -> None:
         """One step, whosever turn it is. Ctrl-C waits for its end: half a step would spoil an answer."""
-        self._in_step = True
+        self._busy = True
         try:
             with interrupts_deferred():
                 for output in self._engine.step():
                     if output.request_id in self._news:
                         self._news[output.request_id].append(output)
         finally:
-            self._in_step = False
+            self._busy = False
 
     def _take(self, request_id: str) -> Iterator[RequestOutput]:
         """What is new of one request, removed. Raises the error that ended it."""
@@ -175,8 +179,8 @@ class LLM:
         for request_id in request_ids:
             self._engine.abort(request_id)
             self._news.pop(request_id, None)
-        # The garbage collector may close a forgotten stream during a step; that one's successor will do.
-        if self._engine.has_work and not self._in_step:
+        # The garbage collector may close a forgotten stream in the midst of a step; the next one will do.
+        if self._engine.has_work and not self._busy:
             self._step()
 
 

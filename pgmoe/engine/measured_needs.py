@@ -17,6 +17,8 @@ from pgmoe.openmp import KERNEL_CACHE_ENTRIES
 SAMPLING_COPIES = 8
 """Of the float32 logits that are looked at together, what the choice of tokens holds at most: sorted, summed
 up, filtered."""
+PROMPT_LOGPROBS_CHUNK = 64
+"""Most prompt tokens in a step of requests that want their log-probabilities, each a row of logits."""
 KERNEL_BYTES = {2: 1_100_000, 4: 64_000}
 """By the bytes of an element: what torch's matrix library keeps on a CPU for each shape that it has
 multiplied. Measured on a processor with AMX, where it is most."""
@@ -43,7 +45,9 @@ def measure_needs(plan: ModelPlan, config: EngineConfig, device: torch.device, p
     sampling = (
         SAMPLING_COPIES * 4 * max(dry_run.vocab_size, CPU_LOGITS if device.type == "cpu" else DEVICE_LOGITS)
     )
-    sampling += 2 * config.max_running * dry_run.vocab_size * plan.layers[0].dtype.itemsize
+    sampling += (
+        (2 * config.max_running + PROMPT_LOGPROBS_CHUNK) * dry_run.vocab_size * plan.layers[0].dtype.itemsize
+    )
 
     def workspace(num_tokens: int) -> int:
         return max(dry_run.workspace_bytes(num_tokens), sampling) + kept

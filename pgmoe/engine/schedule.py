@@ -49,7 +49,9 @@ class NewSequence:
     prefix_salt: Hashable = None
     """Sequences of different salts share no prefix."""
     max_chunk: int | None = None
-    """Most tokens that a step computes of it, one at least."""
+    """Most tokens that a step computes of all sequences that have one, one at least."""
+    in_one_step: bool = False
+    """Whether all its tokens are computed in one step, however many others a step may take."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -187,9 +187,15 @@ class Scheduler:
         step.compute(sequence.chunk(count, self._limits.block_tokens), copies)
 
     def _give_prompt_tokens(self, step: StepPlan, sequence: ScheduledSequence) -> None:
-        count = min(sequence.num_left, step.tokens_left, sequence.new.max_chunk or sequence.num_left)
+        new, count = sequence.new, min(sequence.num_left, step.tokens_left)
+        if new.max_chunk is not None:
+            count = min(count, max(0, new.max_chunk - step.limited))
+            step.limited += count
+        if new.in_one_step and step.tokens_left:
+            count = sequence.num_left
         if count:
-            step.tokens_left -= count
+            context = 0 if sequence.num_computed else new.num_context_tokens
+            step.tokens_left = max(0, step.tokens_left - count - context)
             self._give(step, sequence, count)
 
     def _preempt(self, step: StepPlan, victim: ScheduledSequence) -> None:
@@ -207,6 +213,8 @@ class Scheduler:
 
     def _admit(self, step: StepPlan) -> None:
         while step.tokens_left and (sequence := self._next_to_admit()) is not None:
+            if step.limited >= (sequence.new.max_chunk or step.limited + 1):
+                return  # it would get none of this step
             self._waiting.admit(sequence)
             self._running[sequence.sequence_id] = sequence
             step.swap_in(self._memory.place(sequence))

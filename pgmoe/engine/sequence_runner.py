@@ -35,6 +35,8 @@ class SequenceRunner:
         self._kv_argument = kv_argument(model)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._caches: dict[str, Any] = {}
+        self._lengths: dict[str, int] = {}
+        """Tokens that are in each of them."""
 
     @torch.inference_mode()
     def run(self, parts: Sequence[Part]) -> list[Outcome]:
@@ -44,10 +46,12 @@ class SequenceRunner:
     def fork(self, sequence_id: str, new_id: str) -> None:
         """A copy of the cache."""
         self._caches[new_id] = copy.deepcopy(self._caches[sequence_id])
+        self._lengths[new_id] = self._lengths[sequence_id]
 
     def forget(self, sequence_id: str) -> None:
         """Free the cache."""
         self._caches.pop(sequence_id, None)
+        self._lengths.pop(sequence_id, None)
 
     def kept(self) -> dict[str, Any]:
         """Every sequence's cache."""
@@ -57,7 +61,7 @@ class SequenceRunner:
         cache = self._caches.pop(part.sequence_id, None)  # back only when the part is done
         if part.start == 0:
             cache = None
-        elif cache is None:
+        elif cache is None or self._lengths[part.sequence_id] != part.start:
             return GenerationFailed("the generation was interrupted in the midst of a step; ask again")
         self._begin_pass([part.sequence_id], [len(part.token_ids)])
         try:
@@ -65,6 +69,7 @@ class SequenceRunner:
         except Exception as error:  # whatever it is: it is told to whom it concerns
             check_device(error)
             return error
+        self._lengths[part.sequence_id] = part.start + len(part.token_ids)
         return logits_TV
 
     def _pass(self, part: Part, cache: Any) -> tuple[Tensor, Any]:

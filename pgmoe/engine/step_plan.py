@@ -14,6 +14,8 @@ class StepPlan:
 
     tokens_left: int
     """How many more of prompts may be given out."""
+    limited: int = 0
+    """How many were given to sequences that have a limit of their own."""
     _chunks: dict[str, Chunk] = field(default_factory=dict)
     _swaps_out: list[tuple[int, int]] = field(default_factory=list)
     _swaps_in: list[tuple[int, int]] = field(default_factory=list)

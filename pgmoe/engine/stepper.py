@@ -74,17 +74,22 @@ class Stepper:
         for key in step.preempted:
             self._runner.forget(key)
             sequences[key].num_preemptions += 1
-        self._move(step)
         chosen = [(chunk, sequences[chunk.sequence_id]) for chunk in step.chunks]
+        moved = [sequence for _, sequence in chosen] + [sequences[key] for key in step.preempted]
+        for sequence in moved:  # the scheduler takes it for done
+            sequence.in_doubt = True
+        self._move(step)
+        for sequence in moved:
+            sequence.in_doubt = False
         outcomes = self._run(chosen)
         events, ready = [], []
         for (chunk, sequence), outcome in zip(chosen, outcomes, strict=True):
             sequence.in_doubt = True
+            if not isinstance(outcome, Exception) and sequence.wants_prompt_logprobs:
+                outcome = _reported(report, sequence, chunk.start, outcome)
             if isinstance(outcome, Exception):
                 events += [Event(s, outcome) for s in (sequence, *sequence.siblings)]
                 continue
-            if sequence.wants_prompt_logprobs:
-                report(sequence, chunk.start, outcome)
             with self._lock:
                 self._scheduler.complete([chunk])
             if chunk.samples:
@@ -135,6 +140,15 @@ class Stepper:
                 if isinstance(outcome, SampledToken):
                     self._scheduler.append(each.sequence.key, outcome.token_id)
         return [Event(each.sequence, outcome) for each, outcome in zip(ready, outcomes, strict=True)]
+
+
+def _reported(report: Report, sequence: Sequence, start: int, logits_TV: Tensor) -> Tensor | Exception:
+    """The logits, once they are told; or why they cannot be."""
+    try:
+        report(sequence, start, logits_TV)
+    except Exception as error:  # it is this sequence's alone
+        return error
+    return logits_TV
 
 
 def _part(chunk: Chunk, sequence: Sequence) -> Part:

@@ -52,11 +52,7 @@ def engine(family: str, checkpoint: Path) -> Iterator[Engine]:
     # Room for the longest request and little more: others have to give way to it.
     room = (sum(LONGEST.get(family, (2000, 40))) + 16) * token_bytes
     room *= 2 if family in ENCODER_DECODER_FAMILIES else 1  # prompts are kept as well
-    built = Engine(
-        EngineConfig.parse(
-            {**options, "kv_memory": int(room), "prefill_chunk": 512 if family == "minimax" else 256}
-        )
-    )
+    built = Engine(EngineConfig.parse({**options, "kv_memory": int(room), "prefill_chunk": 256}))
     yield built
     built.close()
 

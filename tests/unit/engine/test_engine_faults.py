@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pgmoe.engine.sampled_token import SampledToken
+from pgmoe.engine.sequence import Sequence
 from pgmoe.errors import (
     DeadlineExceeded,
     DeviceLost,
@@ -17,6 +19,7 @@ from pgmoe.errors import (
     NonFiniteLogits,
     WeightReadError,
 )
+from pgmoe.request import RequestOutput, SamplingParams
 from tests.conftest import TinyCheckpoints
 from tests.support.damage import Original, cut_embedding, cut_experts
 from tests.support.stepping import LONG, PROMPT, add, load, run, whole
@@ -153,4 +156,43 @@ def test_a_lost_device_is_fatal_and_says_so(tiny: TinyCheckpoints) -> None:
     add(engine, "a")
     with pytest.raises(DeviceLost, match=r"illegal memory access .*; restart"):
         engine.step()
+    engine.close()
+
+
+def test_what_cannot_be_said_ends_that_answer_alone(
+    tiny: TinyCheckpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(tiny("mixtral"))
+    say = engine._answers.say
+
+    def fail_for_a(sequence: Sequence, token: SampledToken) -> RequestOutput:
+        if sequence.request_id == "a" and sequence.num_generated == 3:
+            raise ZeroDivisionError
+        return say(sequence, token)
+
+    monkeypatch.setattr(engine._answers, "say", fail_for_a)
+    for name in "ab":
+        add(engine, name)
+    told = run(engine)
+    assert isinstance(told["a"][-1].error, GenerationFailed)
+    assert whole(told["b"]).finish_reason == "length"
+    engine.close()
+
+
+def test_a_prompt_whose_log_probabilities_are_not_finite_ends_alone(
+    tiny: TinyCheckpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(tiny("mixtral"))
+    add(engine, "b", LONG)
+    told = run(engine, num_steps=3)
+
+    def fail(*_: object) -> None:
+        raise NonFiniteLogits("NaN")
+
+    monkeypatch.setattr(engine._answers, "note_prompt", fail)
+    add(engine, "a", SamplingParams(max_tokens=2, prompt_logprobs=0))
+    for name, outputs in run(engine).items():
+        told.setdefault(name, []).extend(outputs)
+    assert isinstance(told["a"][-1].error, NonFiniteLogits)
+    assert whole(told["b"]).usage.completion_tokens == 200
     engine.close()

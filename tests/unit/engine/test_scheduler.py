@@ -56,11 +56,37 @@ def test_prompts_of_a_single_token_come_first_too() -> None:
 
 def test_prompts_go_on_by_urgency() -> None:
     scheduler = scheduler_with()
-    add(scheduler, "a", 9, max_chunk=2)
-    step(scheduler)
-    add(scheduler, "b", 9, max_chunk=2, priority=-1)
-    assert sizes(step(scheduler, 4)) == {"a": 2, "b": 2}
-    assert sizes(step(scheduler, 3)) == {"b": 2, "a": 1}
+    add(scheduler, "a", 9)
+    step(scheduler, 2)
+    add(scheduler, "b", 4, priority=-1)
+    assert sizes(step(scheduler, 8)) == {"a": 7, "b": 1}
+    assert sizes(step(scheduler, 2)) == {"a": 1, "b": 2}
+
+
+def test_sequences_with_a_limit_share_it_in_a_step() -> None:
+    scheduler = scheduler_with()
+    for name in "ab":
+        add(scheduler, name, 5, max_chunk=2)
+    add(scheduler, "c", 3)
+    assert sizes(step(scheduler, 9)) == {"a": 2}  # nobody is admitted ahead of b
+    assert sizes(step(scheduler, 9)) == {"a": 2}
+    assert sizes(step(scheduler, 9)) == {"a": 1, "b": 2, "c": 3}  # a's last one is no chunk
+
+
+def test_what_is_computed_in_one_step_is_never_cut() -> None:
+    scheduler = scheduler_with()
+    add(scheduler, "a", 5)
+    add(scheduler, "b", 6, in_one_step=True)
+    assert sizes(step(scheduler, 5)) == {"a": 5}
+    assert sizes(step(scheduler, 2)) == {"a": 1, "b": 6}
+
+
+def test_an_encoders_prompt_counts_as_prompt_tokens() -> None:
+    scheduler = scheduler_with()
+    for name in "abc":
+        add(scheduler, name, 1, num_context_tokens=4)
+    assert sizes(step(scheduler, 8)) == {"a": 1, "b": 1}
+    assert sizes(step(scheduler, 8)) == {"a": 1, "b": 1, "c": 1}
 
 
 def test_no_chunk_is_longer_than_its_sequence_allows() -> None:
