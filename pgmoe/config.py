@@ -96,7 +96,8 @@ class EngineConfig(BaseModel):
     """Answers that are generated at once, a token of each in a step. A request of `n` answers counts as n."""
 
     max_waiting: int = Field(default=64, ge=0)
-    """Requests that may wait for a place; one more is refused with EngineOverloaded."""
+    """Answers that may wait beside `max_running` others, running or waiting for blocks; a request of more is
+    refused with EngineOverloaded."""
 
     max_passed_over: int = Field(default=32, ge=0)
     """How many later requests may be given a place before a waiting one, because of their priority; after
