@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pgmoe.attention_rule import AttentionRule
 from pgmoe.kv.pool import LayerShape
-from pgmoe.models.attention import Bias, Expand, NotPaged, Visible
+from pgmoe.models.attention import NotPaged
 from pgmoe.models.paged import PagedModel, depends_on_length, num_layers
 
 _logger = logging.getLogger(__name__)
@@ -60,26 +61,16 @@ class _Probe:
     def write_context(self, layer: int, keys_LHD: Tensor, values_LHV: Tensor) -> None:
         self._contexts[layer] = _shape(keys_LHD, values_LHV)
 
-    def attend(
-        self,
-        layer: int,
-        queries_TQD: Tensor,
-        visible: Visible,
-        scale: float,
-        *,
-        sinks_Q: Tensor | None = None,
-        bias: Bias | None = None,
-        expand: Expand | None = None,
-    ) -> Tensor:
+    def attend(self, layer: int, queries_TQD: Tensor, rule: AttentionRule) -> Tensor:
         shape = self._shapes[layer]
         self._attended[layer] += 1
         width = shape.value_width
-        if expand is not None:
+        if rule.expand is not None:
             kept = (
-                torch.empty(1, shape.num_heads, 1, w, device=_META, dtype=shape.dtype)
-                for w in (shape.key_width, shape.value_width)
+                torch.empty(1, shape.num_heads, 1, width, device=_META, dtype=shape.dtype)
+                for width in (shape.key_width, shape.value_width)
             )
-            width = expand(*kept)[1].shape[-1]
+            width = rule.expand(*kept)[1].shape[-1]
         return queries_TQD.new_empty(*queries_TQD.shape[:2], width)
 
     def attend_context(self, layer: int, queries_TQD: Tensor, scale: float) -> Tensor:

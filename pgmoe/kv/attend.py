@@ -6,37 +6,29 @@ H heads of keys and values, G heads of queries for each of these, D width of key
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pgmoe.attention_rule import AttentionRule
 from pgmoe.kv.pool import LayerPages
 from pgmoe.kv.reads import Read
-
-Expand = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""What is kept of tokens, (B, H, L, D) and (B, H, L, V), to keys and values of all heads, likewise."""
 
 
 def attend(
     queries_TQD: Tensor,
     pages: LayerPages,
     reads: Sequence[Read],
-    scale: float,
-    sinks_Q: Tensor | None = None,
-    expand: Expand | None = None,
+    rule: AttentionRule,
 ) -> Tensor:
-    """Softmax of scaled scores over what `reads` say, times values -> (T, Q, V), Q = H * G query heads.
-
-    `sinks_Q`: a score for each head that takes its part of the softmax and gives nothing (gpt-oss); the reads
-    have to be made for it.
-    """
+    """By `rule`, for which the reads are made -> (T, Q, V), Q = H * G query heads."""
     if len(reads) == 1 and isinstance(reads[0].rows, slice):  # all tokens of the pass, in their order
-        return _one_call(queries_TQD[reads[0].rows], pages, reads[0], scale, sinks_Q, expand)
+        return _one_call(queries_TQD[reads[0].rows], pages, reads[0], rule)
     out_TQV: Tensor | None = None
     for read in reads:
-        got_RQV = _one_call(queries_TQD[read.rows], pages, read, scale, sinks_Q, expand)
+        got_RQV = _one_call(queries_TQD[read.rows], pages, read, rule)
         if out_TQV is None:
             out_TQV = got_RQV.new_empty(len(queries_TQD), *got_RQV.shape[1:])
         out_TQV[read.rows] = got_RQV
@@ -44,32 +36,25 @@ def attend(
     return out_TQV
 
 
-def _one_call(
-    q_RQD: Tensor,
-    pages: LayerPages,
-    read: Read,
-    scale: float,
-    sinks_Q: Tensor | None,
-    expand: Expand | None,
-) -> Tensor:
+def _one_call(q_RQD: Tensor, pages: LayerPages, read: Read, rule: AttentionRule) -> Tensor:
     """(B * N, Q, D) to (B * N, Q, V)."""
     num_sequences, lone = read.num_sequences, len(q_RQD) == read.num_sequences
     k_BHLD, v_BHLV = _taken(pages.keys, read), _taken(pages.values, read)
-    if expand is not None:
-        k_BHLD, v_BHLV = expand(k_BHLD, v_BHLV)
+    if rule.expand is not None:
+        k_BHLD, v_BHLV = rule.expand(k_BHLD, v_BHLV)
     num_kv, value_width = k_BHLD.shape[1], v_BHLV.shape[3]
     num_rows, num_heads, width = q_RQD.shape
     if value_width < width:  # torch's fused attention takes equal widths alone; zeros add nothing
         v_BHLV = functional.pad(v_BHLV, (0, width - value_width))
     groups = num_heads // num_kv
-    mask = _mask(read, num_kv, groups, sinks_Q)
+    mask = _mask(read, num_kv, groups, rule.sinks)
     if lone:  # the heads of a group look at the same keys: as tokens do
         q = q_RQD.view(num_sequences, num_kv, groups, width)
         k, v = k_BHLD, v_BHLV
     else:
         q = q_RQD.view(num_rows, num_kv, groups, width).permute(1, 2, 0, 3)
         k, v = (x[0][:, None].expand(-1, groups, -1, -1) for x in (k_BHLD, v_BHLV))
-    out = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=read.causal, scale=scale)
+    out = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=read.causal, scale=rule.scale)
     out = out[..., :value_width]
     return (out if lone else out.permute(2, 0, 1, 3)).reshape(num_rows, num_heads, value_width)
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pgmoe.kv.attend import Expand, attend
+from pgmoe.attention_rule import AttentionRule, Visible
+from pgmoe.kv.attend import attend
 from pgmoe.kv.packed import PackedTokens
 from pgmoe.kv.pool import KvPool
-from pgmoe.kv.reads import Bias, Read, ReadLimits, ReadPlanner, Visible
+from pgmoe.kv.reads import Read, ReadLimits, ReadPlanner, everything
 
 
 class Pages:
@@ -20,7 +21,7 @@ class Pages:
         self._pool = pool
         self._token_bytes = max(shape.token_bytes for shape in pool.shapes)
         self._dtype = pool.shapes[0].dtype
-        self._reads: dict[Visible | None, list[Read]] = {}
+        self._reads: dict[Visible, list[Read]] = {}
 
     def begin(self, packed: PackedTokens) -> None:
         """A pass of these tokens follows."""
@@ -45,36 +46,24 @@ class Pages:
         """Keep what the prompts of an encoder-decoder's new sequences left, one after the other."""
         self._pool.layers[layer].write(self._packed.context_places, keys_LHD, values_LHV)
 
-    def attend(
-        self,
-        layer: int,
-        queries_TQD: Tensor,
-        visible: Visible,
-        scale: float,
-        *,
-        sinks_Q: Tensor | None = None,
-        bias: Bias | None = None,
-        expand: Expand | None = None,
-    ) -> Tensor:
-        """Each token over its own sequence -> (T, Q, V). Its own key has to be written before.
-
-        Layers that give the same `visible` in a pass share the first one's `bias`, as T5's do. `expand` makes
-        keys and values of what was written, where that is compressed.
-        """
-        if visible not in self._reads:
+    def attend(self, layer: int, queries_TQD: Tensor, rule: AttentionRule) -> Tensor:
+        """Each token over its own sequence -> (T, Q, V). Its own key has to be written before."""
+        if rule.visible not in self._reads:
             num_heads, width = queries_TQD.shape[1:]
+            kept = rule.expand is None
             limits = ReadLimits(
-                token_bytes=self._token_bytes if expand is None else 2 * num_heads * width * self._itemsize,
-                mask_bytes=(1 if bias is None and sinks_Q is None else num_heads) * self._itemsize,
+                token_bytes=self._token_bytes if kept else 2 * num_heads * width * self._itemsize,
+                mask_bytes=(1 if rule.bias is None and rule.sinks is None else num_heads) * self._itemsize,
             )
-            self._reads[visible] = self._planner.own(visible, limits, bias, sinks_Q is not None)
-        return attend(queries_TQD, self._pool.layers[layer], self._reads[visible], scale, sinks_Q, expand)
+            self._reads[rule.visible] = self._planner.own(rule, limits)
+        return attend(queries_TQD, self._pool.layers[layer], self._reads[rule.visible], rule)
 
     def attend_context(self, layer: int, queries_TQD: Tensor, scale: float) -> Tensor:
         """Each token over the prompt of its sequence -> (T, Q, V)."""
-        if None not in self._reads:
-            self._reads[None] = self._planner.context(ReadLimits(self._token_bytes, self._itemsize))
-        return attend(queries_TQD, self._pool.layers[layer], self._reads[None], scale)
+        if everything not in self._reads:
+            self._reads[everything] = self._planner.context(ReadLimits(self._token_bytes, self._itemsize))
+        rule = AttentionRule(everything, scale)
+        return attend(queries_TQD, self._pool.layers[layer], self._reads[everything], rule)
 
     @property
     def _itemsize(self) -> int:

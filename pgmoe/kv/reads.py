@@ -6,18 +6,15 @@ look, L tokens that each looks at, H heads (1 where all are alike); T tokens of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pgmoe.attention_rule import AttentionRule, Bias, Visible
 from pgmoe.kv.packed import PackedTokens, Segment
 
-Visible = Callable[[Tensor, Tensor], Tensor]
-"""(positions that look, positions looked at), which broadcast, to whether they may: bool."""
-Bias = Callable[[Tensor, Tensor], Tensor]
-"""(positions that look (B, N), positions looked at (B, L)) to what is added to the scores (B, H, N, L)."""
 CALL_BYTES = 16 * 2**20
 """Of keys and values gathered for one call of attention, and of its mask; more for a longer sequence."""
 
@@ -66,15 +63,15 @@ class ReadPlanner:
         self._nothing = nothing
         self._dtype = dtype
 
-    def own(self, visible: Visible, limits: ReadLimits, bias: Bias | None, sinks: bool) -> list[Read]:
-        """What tokens look at in their own sequence. With `sinks`, at `nothing` last of all."""
+    def own(self, rule: AttentionRule, limits: ReadLimits) -> list[Read]:
+        """What tokens look at in their own sequence. With sinks, at `nothing` last of all."""
         made: list[Read] = []
         for group in _grouped(self._segments(lone=True), limits.most_keys):
-            made.append(self._lone(group, visible, bias, sinks))
+            made.append(self._lone(group, rule))
         for row, segment in self._segments(lone=False):
             for first in range(0, segment.num_tokens, size := limits.most_queries(segment.end)):
                 rows = range(first, min(first + size, segment.num_tokens))
-                made.append(self._chunk(row, segment, rows, visible, bias, sinks))
+                made.append(self._chunk(row, segment, rows, rule))
         return made
 
     def context(self, limits: ReadLimits) -> list[Read]:
@@ -84,7 +81,8 @@ class ReadPlanner:
             for row, s in zip(self._packed.first_rows, self._packed.segments, strict=True)
         ]
         lone = [(row, s) for row, s in there if s.num_tokens == 1]
-        made = [self._lone(group, _all, None, sinks=False) for group in _grouped(lone, limits.most_keys)]
+        rule = AttentionRule(everything, scale=1)
+        made = [self._lone(group, rule) for group in _grouped(lone, limits.most_keys)]
         for row, s in there:
             if s.num_tokens > 1:
                 keys_1L = torch.arange(s.end)[None]
@@ -98,15 +96,14 @@ class ReadPlanner:
         pairs = zip(packed.first_rows, packed.segments, strict=True)
         return [(row, s) for row, s in pairs if (s.num_tokens == 1) == lone]
 
-    def _lone(
-        self, group: Sequence[tuple[int, Segment]], visible: Visible, bias: Bias | None, sinks: bool
-    ) -> Read:
+    def _lone(self, group: Sequence[tuple[int, Segment]], rule: AttentionRule) -> Read:
+        sinks = rule.sinks is not None
         ends = [s.end for _, s in group]
         queries_B1 = torch.tensor(ends)[:, None] - 1
-        starts_B1 = _first_visible(visible, queries_B1, max(ends))
+        starts_B1 = _first_visible(rule.visible, queries_B1, max(ends))
         num_keys = int((queries_B1 + 1 - starts_B1).max())
         keys_BL = starts_B1 + torch.arange(num_keys)
-        there_BL = (keys_BL <= queries_B1) & visible(queries_B1, keys_BL)
+        there_BL = (keys_BL <= queries_B1) & rule.visible(queries_B1, keys_BL)
         whole = bool(there_BL.all())
         places: Tensor | slice | None = None
         if len(group) == 1 and not sinks:
@@ -115,25 +112,24 @@ class ReadPlanner:
             places = self._places([s.blocks for _, s in group], keys_BL, keys_BL <= queries_B1, sinks)
         rows = [row for row, _ in group]
         consecutive = rows == list(range(rows[0], rows[0] + len(rows)))
-        needs_mask = not whole or bias is not None or sinks
+        needs_mask = not whole or rule.bias is not None or sinks
         return Read(
             rows=slice(rows[0], rows[-1] + 1) if consecutive else self._moved(torch.tensor(rows)),
             num_sequences=len(group),
             num_keys=num_keys,
             places=places,
-            mask=self._mask(queries_B1, keys_BL, there_BL[:, None], bias) if needs_mask else None,
+            mask=self._mask(queries_B1, keys_BL, there_BL[:, None], rule.bias) if needs_mask else None,
         )
 
-    def _chunk(
-        self, row: int, segment: Segment, rows: range, visible: Visible, bias: Bias | None, sinks: bool
-    ) -> Read:
+    def _chunk(self, row: int, segment: Segment, rows: range, rule: AttentionRule) -> Read:
         """Some consecutive tokens of one sequence, by their numbers in its segment."""
+        sinks = rule.sinks is not None
         queries_1N = segment.start + torch.arange(rows.start, rows.stop)[None]
         end = segment.start + rows.stop
-        start = int(_first_visible(visible, queries_1N[:, :1], end))
+        start = int(_first_visible(rule.visible, queries_1N[:, :1], end))
         keys_1L = torch.arange(start, end)[None]
-        there_1NL = visible(queries_1N[:, :, None], keys_1L[:, None])
-        causal = start == segment.start + rows.start and bias is None and not sinks
+        there_1NL = rule.visible(queries_1N[:, :, None], keys_1L[:, None])
+        causal = start == segment.start + rows.start and rule.bias is None and not sinks
         causal = causal and torch.equal(there_1NL[0], torch.ones_like(there_1NL[0]).tril())
         places: Tensor | slice | None = None if sinks else self._run(segment, start, end)
         if places is None:
@@ -143,7 +139,7 @@ class ReadPlanner:
             num_sequences=1,
             num_keys=end - start,
             places=places,
-            mask=None if causal else self._mask(queries_1N, keys_1L, there_1NL, bias),
+            mask=None if causal else self._mask(queries_1N, keys_1L, there_1NL, rule.bias),
             causal=causal,
         )
 
@@ -179,7 +175,8 @@ class ReadPlanner:
         return tensor.to(self._packed.device)
 
 
-def _all(queries: Tensor, keys: Tensor) -> Tensor:
+def everything(queries: Tensor, keys: Tensor) -> Tensor:
+    """Who looks at all there is."""
     return (queries >= 0) & (keys >= 0)
 
 

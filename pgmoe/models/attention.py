@@ -13,12 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, EncoderDecoderCache
 
-Visible = Callable[[Tensor, Tensor], Tensor]
-"""(positions that look, positions looked at), which broadcast, to whether they may: bool."""
-Bias = Callable[[Tensor, Tensor], Tensor]
-"""(positions that look (B, N), positions looked at (B, L)) to what is added to the scores (B, Q, N, L)."""
-Expand = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""What is kept of tokens, (B, H, L, .) each, to keys and values of all heads (latent attention)."""
+from pgmoe.attention_rule import AttentionRule, Bias
 
 PAGED_ATTENTION = "pgmoe"
 
@@ -39,17 +34,7 @@ class AttentionPages(Protocol):
         """Keep (L, H, D) keys and values of new prompts, for cross-attention."""
         ...
 
-    def attend(
-        self,
-        layer: int,
-        queries: Tensor,
-        visible: Visible,
-        scale: float,
-        *,
-        sinks_Q: Tensor | None = None,
-        bias: Bias | None = None,
-        expand: Expand | None = None,
-    ) -> Tensor:
+    def attend(self, layer: int, queries: Tensor, rule: AttentionRule) -> Tensor:
         """(T, Q, D) over each token's own sequence -> (T, Q, value width)."""
         ...
 
@@ -182,9 +167,8 @@ def paged_attention(
         raise NotPaged(f"{type(module).__name__}: no keys of layer {layer}, or a mask that is no rule")
     else:
         bias = None if position_bias is None else relative_bias(module)
-        expand = getattr(module, "expand_kv", None)
-        visible = attention_mask
-        out = paged.pages.attend(layer, queries, visible, scale, sinks_Q=s_aux, bias=bias, expand=expand)
+        rule = AttentionRule(attention_mask, scale, s_aux, bias, getattr(module, "expand_kv", None))
+        out = paged.pages.attend(layer, queries, rule)
     return out.view(num_rows, num_tokens, *out.shape[1:]), None
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from pgmoe.attention_rule import AttentionRule, Bias
 from pgmoe.kv import reads
 from pgmoe.kv.packed import PackedTokens, Segment
 from pgmoe.kv.pages import Pages
 from pgmoe.kv.pool import KvPool, LayerShape
-from pgmoe.kv.reads import Bias
 
 CPU = torch.device("cpu")
 NUM_BLOCKS, BLOCK = 200, 4
@@ -92,6 +92,10 @@ class Case:
         return torch.stack(out)
 
 
+def causal(queries: Tensor, keys: Tensor) -> Tensor:
+    return keys <= queries
+
+
 def by_distance(table: Tensor) -> Bias:
     """What is added to scores, (heads, distance)."""
 
@@ -118,7 +122,7 @@ def test_packed_tokens_attend_as_the_formula_says(
         def visible(q: Tensor, k: Tensor) -> Tensor:
             return (k <= q) & (k > q - (window or 10**6))
 
-        found = case.pages().attend(0, case.queries, visible, SCALE, sinks_Q=sinks, bias=bias)
+        found = case.pages().attend(0, case.queries, AttentionRule(visible, SCALE, sinks, bias))
         expected = case.plain(lambda q, k: k <= q < k + (window or 10**6), table, sinks)
         torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
 
@@ -135,7 +139,7 @@ def test_compressed_tokens_are_expanded_before_they_are_looked_at() -> None:
             return wide, wide[..., :width]
 
         pages = case.pages()
-        found = pages.attend(0, case.queries, lambda q, k: k <= q, SCALE, expand=expand)
+        found = pages.attend(0, case.queries, AttentionRule(causal, SCALE, expand=expand))
         expanded = [expand(k[None].transpose(1, 2), k[None].transpose(1, 2)) for k in case.keys]
         case.keys = [k[0].transpose(0, 1) for k, _ in expanded]
         case.values = [v[0].transpose(0, 1) for _, v in expanded]
@@ -180,7 +184,7 @@ def test_blocks_that_follow_each_other_are_read_where_they_lie() -> None:
     for blocks, kind in (((2, 3, 4), slice), ((2, 4, 3), Tensor)):
         packed = PackedTokens([Segment(1, 9, blocks)], BLOCK, CPU)
         planner = reads.ReadPlanner(packed, pool.nothing, torch.float32)
-        (read,) = planner.own(lambda q, k: k <= q, reads.ReadLimits(64, 4), None, sinks=False)
+        (read,) = planner.own(AttentionRule(causal, SCALE), reads.ReadLimits(64, 4))
         assert isinstance(read.places, kind)
         assert (read.num_keys, read.mask) == (10, None)
 
