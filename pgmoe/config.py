@@ -42,7 +42,8 @@ class EngineConfig(BaseModel):
     kv_swap_memory: str | int = 0
     """Bytes of the host's memory for keys and values of requests that have to give way to others, so that
     they go on where they were; used where moving them there and back takes less time than computing them
-    anew. 0: they are always computed anew."""
+    anew. 0: they are always computed anew. Of no use where each sequence has a cache of its own: none of
+    these gives way."""
 
     host_memory: str | int = "auto"
     """Bytes of RAM for copies of experts between disk and device, `600MiB` or `50%` of the experts' bytes;

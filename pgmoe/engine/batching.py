@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from threading import Lock
 
 import torch
@@ -15,31 +15,29 @@ from pgmoe.engine.block_mover import BlockMover
 from pgmoe.engine.free_memory import allocating
 from pgmoe.engine.pace import StepPace
 from pgmoe.engine.paged_runner import PagedRunner
+from pgmoe.engine.part import BeginPass
 from pgmoe.engine.schedule import SchedulerLimits, SchedulerOutput
 from pgmoe.engine.scheduler import Scheduler
 from pgmoe.engine.sequence_runner import SequenceRunner
 from pgmoe.engine.stepper import Stepper
 from pgmoe.kv.pages import Pages
 from pgmoe.kv.pool import KvPool, LayerShape
-from pgmoe.metrics.stats import ExpertStats
+from pgmoe.metrics.stats import EngineStats
 from pgmoe.models.paged import PagedModel
 from pgmoe.units import parse_bytes
 
-_SWAP_BANDWIDTH = 4e9
-"""Bytes per second to host memory, as long as none were swapped."""
-
 
 def build_stepper(
-    config: EngineConfig, assembly: Assembly, stats: ExpertStats, lock: Lock
+    config: EngineConfig, assembly: Assembly, stats: EngineStats, lock: Lock
 ) -> tuple[Stepper, Scheduler]:
     """For an assembled model. Raises ConfigError if there is no memory for its keys and values."""
     pace = StepPace(assembly.memory.prefill_chunk, config.max_inter_token_s)
     begin_pass = _announcer(assembly)
-    billing = Billing(assembly.ledger, stats)
+    billing = Billing(assembly.ledger, stats.experts)
     if assembly.memory.kv_shapes is None:
         alone = SequenceRunner(assembly.loaded.model, assembly.device, begin_pass)
         scheduler = Scheduler(_limits(config, assembly, num_host_blocks=0))
-        return Stepper(scheduler, alone, _nothing_to_move, billing, pace, lock), scheduler
+        return Stepper(scheduler, alone, _nothing_to_move, billing, pace, stats, lock), scheduler
     num_host_blocks = parse_bytes(config.kv_swap_memory) // assembly.memory.kv.block_bytes
     pool = _pool(assembly, assembly.memory.kv_shapes, assembly.memory.num_blocks, assembly.device)
     host = None
@@ -49,9 +47,9 @@ def build_stepper(
     model = PagedModel(assembly.loaded.model, pages)
     runner = PagedRunner(model, pages, pool, assembly.device, begin_pass)
     block_bytes = assembly.memory.kv.block_bytes
-    mover = BlockMover(pool, host, block_bytes, lambda: pace.prompt_token_s, _SWAP_BANDWIDTH)
+    mover = BlockMover(pool, host, block_bytes, lambda: pace.prompt_token_s)
     scheduler = Scheduler(_limits(config, assembly, num_host_blocks), swap_pays=mover.swap_pays)
-    return Stepper(scheduler, runner, mover.move, billing, pace, lock), scheduler
+    return Stepper(scheduler, runner, mover.move, billing, pace, stats, lock), scheduler
 
 
 def _limits(config: EngineConfig, assembly: Assembly, num_host_blocks: int) -> SchedulerLimits:
@@ -77,7 +75,7 @@ def _pool(
         return KvPool(shapes, num_blocks, BLOCK_TOKENS, device)
 
 
-def _announcer(assembly: Assembly) -> Callable[[Sequence[str], Sequence[int]], None]:
+def _announcer(assembly: Assembly) -> BeginPass:
     def begin_pass(sequences: Sequence[str], num_tokens: Sequence[int]) -> None:
         assembly.gating.begin(sequences)
         assembly.ledger.begin(sequences, num_tokens)

@@ -12,22 +12,15 @@ it is taken for something else.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 BLOCK_TOKENS = 16
 """Tokens of a block, where nobody says otherwise."""
 
 
-@dataclass(frozen=True)
-class _Root:
-    """The parent of first blocks. Those of different salts are never shared."""
-
-    salt: Hashable
-
-
-_Key = tuple[_Root | int, tuple[int, ...]]
-"""The parent's serial, and the block's own tokens."""
+_Key = tuple[int | None, tuple[int, ...]]
+"""The parent's serial, None for first blocks, and the block's own tokens."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +115,13 @@ class BlockManager:
         self._holders[block] -= 1
         return self.take(1)[0]
 
-    def find_prefix(self, token_ids: Sequence[int], salt: Hashable = None) -> list[int]:
+    def find_prefix(self, token_ids: Sequence[int]) -> list[int]:
         """The blocks of the longest registered prefix, changing nothing.
 
         It leaves one token at least, whose logits have to be computed. The blocks are not held yet.
         """
         found: list[int] = []
-        parent: _Root | int = _Root(salt)
+        parent: int | None = None
         for end in range(self.block_tokens, len(token_ids), self.block_tokens):
             block = self._by_key.get((parent, tuple(token_ids[end - self.block_tokens : end])))
             if block is None:
@@ -137,18 +130,16 @@ class BlockManager:
             parent = self._contents[block].serial
         return found
 
-    def register(
-        self, block: int, parent: int | None, token_ids: Sequence[int], salt: Hashable = None
-    ) -> int:
+    def register(self, block: int, parent: int | None, token_ids: Sequence[int]) -> int:
         """Make a full block, whose tokens have been computed, part of the prefixes that are found.
 
-        `parent` is the registered block before it, None for the first, which alone has a salt. Returns the
+        `parent` is the registered block before it, None for the first. Returns the
         block to hold from now on: where another had the same content already, that one, held once more in
         place of `block`.
         """
         assert len(token_ids) == self.block_tokens, f"{len(token_ids)} tokens do not fill a block"
         assert self._holders[block], f"block {block} is free"
-        key = (_Root(salt) if parent is None else self._contents[parent].serial, tuple(token_ids))
+        key = (None if parent is None else self._contents[parent].serial, tuple(token_ids))
         registered = self._by_key.setdefault(key, block)
         if registered != block:
             self.hold([registered])
@@ -171,7 +162,7 @@ class BlockManager:
         assert len(serials) == len(self._contents), "a serial was given twice"
         age = {block: position for position, block in enumerate(self._reusable)}
         for block, content in self._contents.items():
-            if isinstance(content.key[0], int):
+            if content.key[0] is not None:
                 parent = serials[content.key[0]]  # a KeyError: it was forgotten before its child
                 assert age.get(parent, self.num_blocks) >= age.get(block, self.num_blocks), (
                     "freed before its child"

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pgmoe.engine.schedule import SchedulerOutput
 from pgmoe.kv.pool import KvPool
 
+_NUM_TRIED = 8
+
 
 class BlockMover:
     """Of one device pool, and of one in host memory for sequences that gave way."""
@@ -18,15 +20,18 @@ class BlockMover:
         host_pool: KvPool | None,
         block_bytes: int,
         prompt_token_s: Callable[[], float | None],
-        bandwidth: float = 0.0,
     ) -> None:
-        """`prompt_token_s`: what computing a token took lately. `bandwidth`: bytes per second to the host,
-        until a swap tells better."""
+        """The pools are empty yet. `prompt_token_s`: what computing a token took lately."""
         self._pool = pool
         self._host_pool = host_pool
         self._block_bytes = block_bytes
         self._prompt_token_s = prompt_token_s
-        self._bandwidth = bandwidth
+        self.bandwidth = 0.0
+        """Bytes per second between the two, as the last swap had them; at first, as blocks tried had them."""
+        if host_pool is not None:
+            some = [(0, block) for block in range(min(_NUM_TRIED, host_pool.num_blocks))]
+            for _ in range(2):  # memory that is touched for the first time is slow
+                self._swap(pool, host_pool, some)
 
     def move(self, step: SchedulerOutput) -> None:
         """What has to be moved before a step's chunks are computed."""
@@ -38,10 +43,10 @@ class BlockMover:
     def swap_pays(self, num_tokens: int) -> bool:
         """Whether moving so many tokens to the host and back is sooner done than computing them again."""
         token_s = self._prompt_token_s()
-        if token_s is None or not self._bandwidth:
+        if token_s is None or not self.bandwidth:
             return False
         num_blocks = -(-num_tokens // self._pool.block_tokens)
-        return 2 * num_blocks * self._block_bytes / self._bandwidth < num_tokens * token_s
+        return 2 * num_blocks * self._block_bytes / self.bandwidth < num_tokens * token_s
 
     def _swap(self, source: KvPool, target: KvPool, pairs: Sequence[tuple[int, int]]) -> None:
         if not pairs:
@@ -49,4 +54,4 @@ class BlockMover:
         begin = time.perf_counter()
         source.copy_to(target, pairs)
         seconds = time.perf_counter() - begin
-        self._bandwidth = len(pairs) * self._block_bytes / max(seconds, 1e-9)
+        self.bandwidth = len(pairs) * self._block_bytes / max(seconds, 1e-9)

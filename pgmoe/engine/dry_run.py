@@ -73,7 +73,7 @@ class DryRun:
         Of an encoder-decoder, prompt and answer are that long each.
         """
         if self.shapes is None:
-            return self._peak_alone(num_tokens, num_tokens)
+            return self._peak_alone(num_tokens)
         chunk = min(self._chunk, num_tokens)
         num_chunks = min(self._max_running, -(-self._chunk // num_tokens))
         lone = [self._part(num_tokens, 1) for _ in range(self._max_running - num_chunks)]
@@ -109,26 +109,22 @@ class DryRun:
         peak: int = live.peak
         return peak
 
-    def _peak_alone(self, num_tokens: int, chunk: int) -> int:
-        """The same of a step of one sequence, beyond what it keeps."""
+    def _peak_alone(self, num_tokens: int) -> int:
+        """The same of a step that reads a whole prompt, beyond what is kept of it."""
         runner = SequenceRunner(self._model, META, _nobody)
-        before = min(chunk, num_tokens - chunk)
-        self._feed(runner, 0, num_tokens - chunk - before)
-        self._feed(runner, num_tokens - chunk - before, before)
-        kept_before = _num_bytes(_tensors(runner.kept()))
-        with LiveBytes(known=_tensors(runner.kept()), constant=_weights(self._model)) as live:
-            self._feed(runner, num_tokens - chunk, chunk)
+        with LiveBytes(constant=_weights(self._model)) as live:
+            _checked(runner.run([_prompt(num_tokens)]))
         peak: int = live.peak
-        return peak - (_num_bytes(_tensors(runner.kept())) - kept_before)
+        return peak - _num_bytes(_tensors(runner.kept()))
 
     def _kept(self, num_tokens: int) -> int:
         runner = SequenceRunner(self._model, META, _nobody)
-        self._feed(runner, 0, num_tokens)
+        _checked(runner.run([_prompt(num_tokens)]))
         return _num_bytes(_tensors(runner.kept()))
 
-    def _feed(self, runner: SequenceRunner, start: int, num_tokens: int) -> None:
-        if num_tokens > 0:
-            _checked(runner.run([Part(sequence_id="", token_ids=(0,) * num_tokens, start=start)]))
+
+def _prompt(num_tokens: int) -> Part:
+    return Part(sequence_id="", token_ids=(0,) * num_tokens, start=0)
 
 
 class _DryExperts:

@@ -71,7 +71,7 @@ class Engine:
             self.tokenizer: PreTrainedTokenizerBase | None = load_tokenizer(loaded.checkpoint.folder)
             facts = ModelFacts(loaded.model)
             self.info = model_info(config, self._assembly, facts)
-            built = build_stepper(config, self._assembly, self.stats.experts, self._lock)
+            built = build_stepper(config, self._assembly, self.stats, self._lock)
             self._stepper, self._scheduler = built
         except BaseException:
             self._assembly.close()
@@ -223,9 +223,6 @@ class Engine:
         if isinstance(outcome, Exception):
             self._end_request(sequence.request_id, "error")
             return [StepOutput(sequence.request_id, error=report(sequence.request_id, outcome))]
-        if sequence.num_generated == 0 and sequence.index == 0:
-            self.stats.queue_s.append(sequence.usage.queue_s)
-            self.stats.prompt_tokens += len(sequence.prompt_token_ids)
         try:
             piece = self._answers.say(sequence, outcome)
         except Exception as error:  # it is this answer's alone

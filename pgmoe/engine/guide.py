@@ -52,10 +52,6 @@ class Guide:
         """Whether the answer is complete and only an end may follow; one that is not may be complete, too."""
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
-    def fork(self) -> Guide:
-        """Another answer that begins as this one stands now."""
-        return Guide(self._matcher.deep_copy())
-
 
 def reason(matcher: LLMatcher) -> str:
     """What is wrong with a matcher, in llguidance's words."""

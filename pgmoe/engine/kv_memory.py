@@ -84,7 +84,7 @@ class KvMemory:
         for i in range(sequence.num_registered, sequence.num_computed // size):
             parent = blocks[i - 1] if i else None
             tokens = sequence.token_ids[i * size : (i + 1) * size]
-            blocks[i] = self._device.register(blocks[i], parent, tokens, sequence.new.prefix_salt)
+            blocks[i] = self._device.register(blocks[i], parent, tokens)
             sequence.num_registered = i + 1
 
     def share(self, sequence: ScheduledSequence, branch: ScheduledSequence) -> None:
@@ -142,7 +142,7 @@ class KvMemory:
     def _cached_prefix(self, sequence: ScheduledSequence) -> list[int]:
         if sequence.host_blocks or not sequence.shares_prefix:
             return []
-        return self._device.find_prefix(sequence.token_ids, sequence.new.prefix_salt)
+        return self._device.find_prefix(sequence.token_ids)
 
     def _num_token_blocks(self, sequence: ScheduledSequence) -> int:
         """For its tokens and one more: who could not take the next step either would soon give way again."""

@@ -16,6 +16,7 @@ def check_options(config: EngineConfig) -> None:
         parse_bytes(config.host_memory, whole_bytes=0)
     if config.kv_memory != "auto":
         parse_bytes(config.kv_memory)
+    parse_bytes(config.kv_swap_memory)
     check_policy(config.policy)
     check_gating(config.gating)
     if config.gating == "oracle" and config.gating_trace is None:

@@ -42,14 +42,15 @@ class StepPace:
         if not step.num_prompt_tokens:
             self._answers_s.append(step.seconds)
             return
-        self._prompt_s.append(step.seconds / step.num_prompt_tokens)
+        seconds = step.seconds
         if step.num_answers and self._answers_s:
-            extra = max(0.0, step.seconds - median(self._answers_s))
-            self._mixed.append((step.num_prompt_tokens, extra))
+            seconds = max(0.0, seconds - median(self._answers_s))
+            self._mixed.append((step.num_prompt_tokens, seconds))
+        self._prompt_s.append(seconds / step.num_prompt_tokens)
 
     @property
     def prompt_token_s(self) -> float | None:
-        """Seconds that a prompt token took lately; None where none was computed."""
+        """Seconds that a prompt token took lately, beside answers or alone; None where none was computed."""
         return fmean(self._prompt_s) if self._prompt_s else None
 
     def max_prompt_tokens(self, num_answers: int) -> int:

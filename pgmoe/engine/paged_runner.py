@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pgmoe.engine.device_faults import check_device
-from pgmoe.engine.part import Outcome, Part
+from pgmoe.engine.part import BeginPass, Outcome, Part
 from pgmoe.kv.packed import PackedTokens, Segment
 from pgmoe.kv.pages import Pages
 from pgmoe.kv.pool import KvPool
 from pgmoe.models.paged import PagedModel
-
-BeginPass = Callable[[Sequence[str], Sequence[int]], None]
-"""Told of each forward pass before it: whose tokens, and how many of each, in their order."""
 
 
 class PagedRunner:
@@ -40,9 +37,6 @@ class PagedRunner:
             if len(parts) == 1:
                 return [error]
         return [outcome for part in parts for outcome in self.run([part])]
-
-    def fork(self, sequence_id: str, new_id: str) -> None:
-        """Nothing: they share blocks."""
 
     def forget(self, sequence_id: str) -> None:
         """Nothing: blocks are free when they are given to another."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +28,8 @@ class Part:
     """Whether those of every token are wanted, not of the last alone."""
 
 
+BeginPass = Callable[[Sequence[str], Sequence[int]], None]
+"""Told of each forward pass before it: whose tokens, and how many of each, in their order."""
 Outcome = Tensor | Exception
 """Logits (1, V) of a part's last token, or (T, V) of all; or what went wrong with it."""
 
@@ -40,10 +42,6 @@ class Runner(Protocol):
 
         Raises DeviceLost.
         """
-        ...
-
-    def fork(self, sequence_id: str, new_id: str) -> None:
-        """A new sequence begins as a copy of this one."""
         ...
 
     def forget(self, sequence_id: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 from pgmoe.engine.block_manager import BLOCK_TOKENS
@@ -46,8 +45,6 @@ class NewSequence:
     shares_prefix: bool = True
     """Whether it uses and feeds the prefix cache. One with context or fixed blocks, on which what is computed
     depends too, never does."""
-    prefix_salt: Hashable = None
-    """Sequences of different salts share no prefix."""
     max_chunk: int | None = None
     """Most tokens that a step computes of all sequences that have one, one at least."""
     in_one_step: bool = False

@@ -89,7 +89,7 @@ class Scheduler:
         """
         assert new.sequence_id not in self._sequences, f"{new.sequence_id!r} is there already"
         assert new.token_ids, "nothing to compute"
-        assert new.max_chunk is None or new.max_chunk > 0, new.max_chunk
+        assert new.max_chunk is None or (new.max_chunk > 0 and not new.in_one_step), new
         assert 1 <= new.num_branches <= self._limits.max_running, new.num_branches
         limit = self._limits.max_running + self._limits.max_waiting
         if self.num_running + self.num_waiting + new.num_branches > limit:

@@ -7,9 +7,8 @@ transformers' caches give another state when a prompt is read in several chunks 
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,12 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pgmoe.engine.device_faults import check_device
-from pgmoe.engine.part import Outcome, Part
+from pgmoe.engine.part import BeginPass, Outcome, Part
 from pgmoe.errors import GenerationFailed
 from pgmoe.models.kv_argument import kv_argument
-
-BeginPass = Callable[[Sequence[str], Sequence[int]], None]
-"""See paged_runner."""
 
 
 class SequenceRunner:
@@ -42,11 +38,6 @@ class SequenceRunner:
     def run(self, parts: Sequence[Part]) -> list[Outcome]:
         """See Runner. A part that breaks off loses its cache: its outcome is GenerationFailed ever after."""
         return [self._run(part) for part in parts]
-
-    def fork(self, sequence_id: str, new_id: str) -> None:
-        """A copy of the cache."""
-        self._caches[new_id] = copy.deepcopy(self._caches[sequence_id])
-        self._lengths[new_id] = self._lengths[sequence_id]
 
     def forget(self, sequence_id: str) -> None:
         """Free the cache."""

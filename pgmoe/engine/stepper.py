@@ -22,6 +22,7 @@ from pgmoe.engine.sampled_token import SampledToken
 from pgmoe.engine.schedule import Chunk, SchedulerOutput
 from pgmoe.engine.scheduler import Scheduler
 from pgmoe.engine.sequence import Sequence
+from pgmoe.metrics.stats import EngineStats
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Stepper:
         move: Callable[[SchedulerOutput], None],
         billing: Billing,
         pace: StepPace,
+        stats: EngineStats,
         lock: Lock,
     ) -> None:
         """`move` moves the KV blocks that a step needs moved."""
@@ -62,6 +64,7 @@ class Stepper:
         self._move = move
         self._billing = billing
         self._pace = pace
+        self._stats = stats
         self._lock = lock
 
     def step(self, sequences: Mapping[str, Sequence], report: Report) -> list[Event]:
@@ -107,6 +110,9 @@ class Stepper:
         if sequence.first_step_s is None:
             sequence.first_step_s = time.perf_counter()
             sequence.cached_tokens = self._scheduler.cached_tokens(sequence.key)
+            if sequence.index == 0:
+                self._stats.queue_s.append(sequence.usage.queue_s)
+                self._stats.prompt_tokens += len(sequence.prompt_token_ids)
 
     def _run(self, chosen: Many[tuple[Chunk, Sequence]]) -> list[Tensor | Exception]:
         if not chosen:
@@ -124,7 +130,6 @@ class Stepper:
         """It, and the other answers to its prompt if they have not begun; all by the same logits."""
         siblings, sequence.siblings = sequence.siblings, []
         for sibling in siblings:
-            self._runner.fork(sequence.key, sibling.key)
             with self._lock:
                 self._scheduler.fork(sequence.key, sibling.key)
             sibling.first_step_s, sibling.cached_tokens = sequence.first_step_s, sequence.cached_tokens

@@ -57,16 +57,13 @@ class KvPool:
     ) -> None:
         self.shapes = tuple(shapes)
         self.device = device
+        self.num_blocks = num_blocks
         self.block_tokens = block_tokens
         self.nothing = num_blocks * block_tokens
         self.layers = tuple(self._allocate(shape) for shape in shapes)
 
-    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy whole blocks within the pool, each from the first of a pair to the second."""
-        self.copy_to(self, pairs)
-
     def copy_to(self, other: KvPool, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy whole blocks to a pool of the same layers: (block here, block there)."""
+        """Copy whole blocks to a pool of the same layers, or within this one: (block here, block there)."""
         for source, target in pairs:
             for mine, theirs in zip(self.layers, other.layers, strict=True):
                 theirs.keys[other.places(target)].copy_(mine.keys[self.places(source)])

@@ -61,7 +61,7 @@ class ScheduledLives:
             arrival=self.num_arrivals,
             token_ids=list(new.token_ids),
             final_length=final_length,
-            root=(own, new.prefix_salt),
+            root=own,
             places=new.num_branches,
         )
 
@@ -106,18 +106,25 @@ class ScheduledLives:
         assert is_long == sorted(is_long), "single tokens come first"
         names = [chunk.sequence_id for chunk in output.chunks]
         assert len({*names, *output.preempted}) == len(names) + len(output.preempted)
-        num_prompt_tokens = 0
+        num_prompt_tokens, num_limited, limits = 0, 0, [0]
         for chunk in output.chunks:
             life = self.lives[chunk.sequence_id]
             end = chunk.start + len(chunk.token_ids)
             assert chunk.token_ids == tuple(life.token_ids[chunk.start : end]) != ()
             assert chunk.samples == (end == len(life.token_ids))
-            assert len(chunk.token_ids) <= (life.new.max_chunk or end)
+            if life.new.in_one_step:
+                assert chunk.samples, "what is computed in one step is cut"
             if life.running:
                 assert chunk.start == life.num_computed, "a token is lost or computed twice"
-            if not life.running or life.num_left > 1:
+            if life.running and life.num_left == 1:
+                continue
+            if not life.new.in_one_step:
                 num_prompt_tokens += len(chunk.token_ids)
+            if life.new.max_chunk is not None:
+                num_limited += len(chunk.token_ids)
+                limits.append(life.new.max_chunk)
         assert num_prompt_tokens <= max_prompt_tokens
+        assert num_limited <= max(limits), "they share what a step computes of them"
         answering = {name for name, life in self.lives.items() if life.running and life.num_left == 1}
         assert answering <= {*names, *output.preempted}, "an answer does not go on"
 

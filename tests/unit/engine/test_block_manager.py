@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import settings
@@ -10,16 +10,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pgmoe.engine.block_manager import BLOCK_TOKENS, BlockManager
 
 
-def compute(manager: BlockManager, token_ids: Sequence[int], salt: Hashable = None) -> list[int]:
+def compute(manager: BlockManager, token_ids: Sequence[int]) -> list[int]:
     """The blocks of a sequence that reuses what it can and has computed all its tokens."""
-    blocks = manager.find_prefix(token_ids, salt)
+    blocks = manager.find_prefix(token_ids)
     manager.hold(blocks)
     num_reused = len(blocks)
     blocks += manager.take(manager.blocks_for(len(token_ids)) - num_reused)
     size = manager.block_tokens
     for i in range(num_reused, len(token_ids) // size):
         parent = blocks[i - 1] if i else None
-        blocks[i] = manager.register(blocks[i], parent, token_ids[i * size : (i + 1) * size], salt)
+        blocks[i] = manager.register(blocks[i], parent, token_ids[i * size : (i + 1) * size])
     return blocks
 
 
@@ -90,14 +90,6 @@ def test_the_same_tokens_after_others_are_not_the_same_content() -> None:
     other = compute(manager, [3, 4, 7, 7])
     assert manager.find_prefix([3, 4, 7, 7, 0]) == other
     assert manager.num_used == 4
-
-
-def test_different_salts_share_nothing_even_where_a_salt_looks_like_a_serial() -> None:
-    manager = BlockManager(8, block_tokens=2)
-    compute(manager, [1, 2, 3, 4])  # serials 0 and 1
-    assert manager.find_prefix([3, 4, 5], salt=0) == []
-    blocks = compute(manager, [1, 2, 3, 4], salt="adapter")
-    assert manager.find_prefix([1, 2, 3], salt="adapter") == blocks[:1] != manager.find_prefix([1, 2, 3])
 
 
 def test_a_prefix_stays_after_its_sequence_until_its_blocks_are_needed() -> None:

@@ -181,19 +181,6 @@ def test_a_mask_is_as_long_as_the_models_vocabulary(difference: int) -> None:
     assert not allowed[len(tokenizer) :].any()
 
 
-def test_a_forked_guide_goes_its_own_way(compilers: dict[str, GuideCompiler], tokenizers: Tokenizers) -> None:
-    tokenizer = tokenizers["train_chat_tokenizer"]
-    a, b, c = tokenizer.convert_tokens_to_ids(["a", "b", "c"])
-    one = compilers["train_chat_tokenizer"].compile(ResponseFormat(regex="a(b|c)"))
-    one.accept(a)
-    other = one.fork()
-    one.accept(b)
-    assert one.finished
-    assert not other.finished
-    other.accept(c)
-    assert other.finished
-
-
 def test_an_answer_under_a_guide_is_taken_up_again(
     compilers: dict[str, GuideCompiler], tokenizers: Tokenizers
 ) -> None:

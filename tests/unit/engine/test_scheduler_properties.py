@@ -49,10 +49,10 @@ SHAPES = st.fixed_dictionaries(
         "num_context_tokens": st.sampled_from([0, 0, 0, 0, 1, 5]),
         "num_fixed_blocks": st.sampled_from([0, 0, 0, 0, 1]),
         "shares_prefix": st.sampled_from([True, True, True, False]),
-        "prefix_salt": st.sampled_from([None, None, None, 0]),
+        "in_one_step": st.sampled_from([False, False, False, True]),
         "max_chunk": st.sampled_from([None, None, 1, 3]),
     }
-)
+).filter(lambda shape: not (shape["in_one_step"] and shape["max_chunk"]))
 
 
 @dataclass(frozen=True)

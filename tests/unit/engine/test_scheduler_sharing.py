@@ -48,7 +48,6 @@ def test_a_prefix_is_found_only_when_its_chunk_was_computed() -> None:
         ({}, {"shares_prefix": False}),
         ({}, {"num_context_tokens": 3}),
         ({}, {"num_fixed_blocks": 1}),
-        ({}, {"prefix_salt": "other"}),
     ],
 )
 def test_prefixes_are_not_shared_where_they_must_not_be(
