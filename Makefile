@@ -174,7 +174,7 @@ TRACES := $(addprefix build/traces/,default-model.parquet small-moe.parquet smal
 TRACE_SMALL = $(BIN)/pgmoe trace "$(SMALL_MOE)" --prompts "$(SMALL_MOE)/prompts.txt" --temperature 0.8 --seed 0
 ABOUT := by make bench-policies: 16 prompts each, at most 64 tokens an answer; the default model answers \
   benchmarks/prompts.txt greedily; a small OLMoE trained on $(TEXT_PACKAGE) goes on from articles that it has \
-  not seen, at temperature 0.8, one after another and four in turns (two in each half)
+  not seen, at temperature 0.8, one after another and four at once (two in each half)
 bench-policies: $(VENV)/.bench $(SMALL_MOE)/config.json ## Cache policies beside the optimum, on routing recorded here.
 	@mkdir -p build/traces
 	$(BIN)/pgmoe trace "$(DEFAULT_MODEL)" --prompts benchmarks/prompts.txt -o $(word 1,$(TRACES))

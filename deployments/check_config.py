@@ -19,9 +19,8 @@ from ray.serve.schema import ServeDeploySchema
 from deployments.app import ServeArgs, build
 from pgmoe.config import EngineConfig
 from pgmoe.engine.assembly import resolve_device, resolve_dtype
-from pgmoe.engine.device_plan import plan_device
 from pgmoe.engine.free_memory import free_ram
-from pgmoe.engine.measured_needs import measure_needs
+from pgmoe.engine.measured_needs import plan_for
 from pgmoe.engine.memory_plan import ExpertShape, MemoryPlan, plan_host_experts
 from pgmoe.errors import BudgetTooSmall, ConfigError, PgmoeError
 from pgmoe.models.loader import ModelPlan, read_plan
@@ -69,13 +68,7 @@ def _check_application(args: ServeArgs) -> list[str]:
 
 def _plan_memory(config: EngineConfig, plan: ModelPlan, device: torch.device) -> MemoryPlan:
     shape = ExpertShape.of(plan.layers, plan.loaded_bytes(device))
-    return plan_device(
-        config.device_memory,
-        config.kv_memory,
-        config.prefill_chunk,
-        shape,
-        lambda chunk: measure_needs(plan, config, device, chunk),
-    )
+    return plan_for(config, plan, device, shape)
 
 
 def _gpu_budget(config: EngineConfig, plan: ModelPlan) -> list[str]:

@@ -51,9 +51,10 @@ class PgmoeClient:
         """
         if params is not None and params.n != 1:
             raise InvalidRequest(f"n {params.n}: generate returns one answer; call generate_all", "n")
-        request = _request(prompt, messages, params, model, timeout_s, priority)
-        with _our_errors():
-            return grpc_messages.output(self._stub.Generate(request, timeout=timeout_s))
+        (only,) = self.generate_all(
+            prompt, messages=messages, params=params, model=model, timeout_s=timeout_s, priority=priority
+        )
+        return only
 
     def generate_all(
         self,

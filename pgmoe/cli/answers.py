@@ -31,7 +31,7 @@ def answers(
     prompts: Annotated[Path, typer.Option(help="A prompt a line; in a .jsonl file, JSON with a `prompt`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The Parquet file to write.")],
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of each answer.")] = 256,
-    at_once: Annotated[int, typer.Option(min=1, help="Prompts that take turns, a step each.")] = 4,
+    at_once: Annotated[int, typer.Option(min=1, help="Prompts that are answered side by side.")] = 4,
     device_memory: DeviceMemory = "100%",
     host_memory: HostMemory = "auto",
     device: Device = "auto",

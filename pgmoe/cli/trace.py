@@ -29,7 +29,7 @@ def trace(
     prompts: Annotated[Path, typer.Option(help="A prompt a line; in a .jsonl file, JSON with a `prompt`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The Parquet file to write.")],
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of each answer.")] = 64,
-    at_once: Annotated[int, typer.Option(min=1, help="Prompts that take turns, a step each.")] = 1,
+    at_once: Annotated[int, typer.Option(min=1, help="Prompts that are answered side by side.")] = 1,
     device_memory: DeviceMemory = "100%",
     host_memory: HostMemory = "auto",
     device: Device = "auto",

@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 
 from pgmoe.config import EngineConfig
-from pgmoe.engine.device_plan import plan_device
 from pgmoe.engine.free_memory import allocating, free_ram
-from pgmoe.engine.measured_needs import measure_needs
+from pgmoe.engine.measured_needs import plan_for
 from pgmoe.engine.memory_plan import ExpertShape, MemoryPlan, plan_host_experts
 from pgmoe.engine.named_options import check_options
 from pgmoe.engine.tiers import Progress, TierBuilder
@@ -80,13 +79,7 @@ def assemble(
     dtype = resolve_dtype(config.dtype, plan.layers)
     shape = ExpertShape.of(plan.layers, plan.loaded_bytes(device))
     # Budgets that cannot be honoured fail here, before anything is loaded.
-    memory = plan_device(
-        config.device_memory,
-        config.kv_memory,
-        config.prefill_chunk,
-        shape,
-        lambda chunk: measure_needs(plan, config, device, chunk),
-    )
+    memory = plan_for(config, plan, device, shape)
     _logger.info("device memory of %s:\n%s", config.name, memory.text())
     accelerator = device.type != "cpu"
     if not accelerator:

@@ -29,7 +29,7 @@ from pgmoe.kv.pool import KvPool
 from pgmoe.layout import ExpertLayer
 from pgmoe.models.families import find_sockets
 from pgmoe.models.loader import ModelPlan
-from pgmoe.models.paged import PagedModel
+from pgmoe.models.paged import PagedModel, ignore_length
 
 META = torch.device("meta")
 PROBES = (2, 3)
@@ -48,6 +48,7 @@ class DryRun:
         expander = Expander(plan.layers, META)
         for socket, layer in zip(find_sockets(plan.skeleton), plan.layers, strict=True):
             socket.module.routed_experts = _DryExperts(layer, expander)  # type: ignore[assignment]
+        ignore_length(plan.skeleton)
         self.shapes = layer_shapes(plan.skeleton)
         """What each layer keeps of a token in the pool; None where each sequence has a cache of its own."""
         if self.shapes is None and self._facts.is_encoder_decoder:

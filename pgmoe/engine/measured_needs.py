@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from pgmoe.config import EngineConfig
+from pgmoe.engine.device_plan import plan_device
 from pgmoe.engine.dry_run import DryRun
+from pgmoe.engine.memory_plan import ExpertShape, MemoryPlan
 from pgmoe.engine.model_facts import check_context, context_of
 from pgmoe.engine.needs import Needs
 from pgmoe.engine.row_slices import CPU_LOGITS, DEVICE_LOGITS
@@ -59,4 +61,15 @@ def measure_needs(plan: ModelPlan, config: EngineConfig, device: torch.device, p
         prefill_chunk=prefill_chunk,
         shapes=dry_run.shapes,
         max_model_len=check_context(config.max_model_len, context_of(plan.config)),
+    )
+
+
+def plan_for(config: EngineConfig, plan: ModelPlan, device: torch.device, shape: ExpertShape) -> MemoryPlan:
+    """What this configuration divides the device's memory into. Raises BudgetTooSmall or ConfigError."""
+    return plan_device(
+        config.device_memory,
+        config.kv_memory,
+        config.prefill_chunk,
+        shape,
+        lambda chunk: measure_needs(plan, config, device, chunk),
     )

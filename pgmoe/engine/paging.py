@@ -29,7 +29,7 @@ def layer_shapes(model: PreTrainedModel) -> tuple[LayerShape, ...] | None:
     """
     probe = _Probe()
     try:
-        if depends_on_length(model):
+        if depends_on_length(model.config):
             raise NotPaged("its rotary positions depend on the length of what runs together")
         _run(PagedModel(model, probe))
         return probe.found(num_layers(model.config), context=bool(model.config.is_encoder_decoder))

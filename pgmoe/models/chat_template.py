@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from pgmoe.errors import InvalidRequest
-from pgmoe.models.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -25,16 +23,8 @@ class ChatTemplate:
     """Writes a conversation out as the model was taught to read it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """A model without a tokenizer is fine until someone chats with it."""
         self._tokenizer = tokenizer
-
-    @classmethod
-    def load(cls, folder: Path) -> ChatTemplate:
-        """Take the template from the tokenizer in a model folder; no code of the model is run.
-
-        A model without tokenizer is fine until someone chats with it; a broken one raises
-        CheckpointError.
-        """
-        return cls(load_tokenizer(folder))
 
     def render(self, messages: Sequence[ChatMessage]) -> str:
         """The prompt, up to where the answer begins; special tokens are in it.

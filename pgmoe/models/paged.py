@@ -112,9 +112,18 @@ def num_layers(config: PretrainedConfig) -> int:
     return int(config.get_text_config(decoder=True).num_hidden_layers)
 
 
-def depends_on_length(model: nn.Module) -> bool:
+def depends_on_length(config: PretrainedConfig) -> bool:
     """Whether a token's positions are encoded by the length of what it runs with."""
-    return any(getattr(module, "rope_type", None) in _BY_LENGTH for module in model.modules())
+    rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # by layer types, in some
+    return any(kind.get("rope_type") in _BY_LENGTH for kind in kinds)
+
+
+def ignore_length(model: nn.Module) -> None:
+    """Have a meta model encode positions alike for all lengths, which it cannot tell."""
+    for module in model.modules():
+        if getattr(module, "rope_type", None) in _BY_LENGTH:
+            module.rope_type = "default"  # type: ignore[assignment]
 
 
 def _attention_configs(model: PreTrainedModel) -> list[PretrainedConfig]:

@@ -10,8 +10,8 @@ import torch
 
 from pgmoe.config import EngineConfig
 from pgmoe.engine.assembly import assemble, resolve_device, resolve_dtype
-from pgmoe.engine.device_plan import plan_device
 from pgmoe.engine.engine import Engine
+from pgmoe.engine.measured_needs import plan_for
 from pgmoe.errors import BudgetTooSmall, CheckpointError, ConfigError, ExpertReadError
 from pgmoe.layout import BlobLayout, ExpertFFN, ExpertLayer
 from pgmoe.metrics.stats import ExpertStats
@@ -121,9 +121,9 @@ def test_slots_that_memory_does_not_hold_are_refused_and_the_files_closed(
     tiny: TinyCheckpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny("mixtral")
-    planned = plan_device  # more slots than any tiny model has
+    planned = plan_for  # more slots than any tiny model has
     monkeypatch.setattr(
-        "pgmoe.engine.assembly.plan_device", lambda *args: replace(planned(*args), num_slots=2**40)
+        "pgmoe.engine.assembly.plan_for", lambda *args: replace(planned(*args), num_slots=2**40)
     )
     with pytest.raises(
         ConfigError, match=r"slots of .*iB take more than the .*iB of RAM that are free; give a smaller"

@@ -77,14 +77,12 @@ def most_held(folder: Path) -> int:
     engine = engine_of(folder)
     try:
         runner, facts = engine._stepper._runner, ModelFacts(engine.loaded.model)
-        model, pool = engine.loaded.model, engine._assembly.pool
-        weights = [*model.parameters(), *model.buffers(), pool._arena._memory]
+        weights = own_weights(engine)
         steps = [[part] for part in parts("a", facts)]
         if isinstance(runner, SequenceRunner):  # its prompts are not cut
             whole = tuple(token for (part,) in steps for token in part.token_ids)
             steps = [[Part(sequence_id="a", token_ids=whole, start=0)]]
         if isinstance(runner, PagedRunner):
-            weights += [t for layer in runner._pool.layers for t in (layer.keys, layer.values)]
             others = [parts(name, facts) for name in "bcd"]
             for step in range(max(len(steps), *map(len, others))):
                 for other in others:
@@ -93,6 +91,15 @@ def most_held(folder: Path) -> int:
         return max(held(runner, step, weights) for step in steps)
     finally:
         engine.close()
+
+
+def own_weights(engine: Engine) -> list[torch.Tensor]:
+    """What is there before and after a step, the pool included."""
+    model, runner = engine.loaded.model, engine._stepper._runner
+    weights = [*model.parameters(), *model.buffers(), engine._assembly.pool._arena._memory]
+    if isinstance(runner, PagedRunner):
+        weights += [t for layer in runner._pool.layers for t in (layer.keys, layer.values)]
+    return weights
 
 
 def parts(name: str, facts: ModelFacts) -> list[Part]:
@@ -157,6 +164,20 @@ def test_a_step_holds_no_more_than_was_predicted_and_not_much_less(
     predicted = dry_run(folder).workspace_bytes(NUM_TOKENS)
     # So few tokens are rounded up by a third, where one expert gets all of them as predicted.
     assert predicted * 0.8 <= most_held(folder) <= predicted
+
+
+def test_a_step_of_several_short_prompts_is_planned_as_such(tiny: TinyCheckpoints) -> None:
+    folder = tiny("mixtral", torch.bfloat16)
+    predicted = DryRun(read_plan(str(folder)), 3 * CHUNK, NUM_RUNNING).workspace_bytes(CHUNK)
+    engine = engine_of(folder)
+    try:
+        facts = ModelFacts(engine.loaded.model)
+        prompts = [parts(name, facts)[0] for name in "abc"]
+        assert [len(prompt.token_ids) for prompt in prompts] == [CHUNK] * 3
+        found = held(engine._stepper._runner, prompts, own_weights(engine))
+        assert predicted * 0.8 <= found <= predicted
+    finally:
+        engine.close()
 
 
 @pytest.mark.parametrize("kind", ["mxfp4 gpt_oss", "fp8 deepseek in part", "fp8 mixtral"])

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,21 +17,6 @@ from pgmoe.errors import (
 from pgmoe.request import Request, SamplingParams
 from tests.conftest import TinyCheckpoints
 from tests.support.stepping import LONG, PROMPT, SHORT, add, load, run, whole
-
-
-@pytest.fixture(scope="module")
-def shared(tiny: TinyCheckpoints) -> Iterator[Engine]:
-    engine = load(tiny("mixtral"), max_running=2, max_waiting=2)
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def engine(shared: Engine) -> Iterator[Engine]:
-    """Two places and a queue of two; empty before and after each test."""
-    yield shared
-    assert not shared.has_work
-    assert (shared.stats.num_running, shared.stats.num_waiting) == (0, 0)
 
 
 def test_a_step_without_requests_says_nothing(engine: Engine) -> None:

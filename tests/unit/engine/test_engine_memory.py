@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,21 +17,6 @@ from pgmoe.request import Completion, SamplingParams
 from tests.conftest import TinyCheckpoints
 from tests.support.checkpoints import DECODER, tiny_model
 from tests.support.stepping import LONG, PROMPT, SHORT, add, load, run, whole
-
-
-@pytest.fixture(scope="module")
-def shared(tiny: TinyCheckpoints) -> Iterator[Engine]:
-    engine = load(tiny("mixtral"), max_running=2, max_waiting=2)
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def engine(shared: Engine) -> Iterator[Engine]:
-    """Two places and a queue of two; empty before and after each test."""
-    yield shared
-    assert not shared.has_work
-    assert (shared.stats.num_running, shared.stats.num_waiting) == (0, 0)
 
 
 def kv_memory(num_tokens: int) -> int:

@@ -245,7 +245,7 @@ def test_an_error_in_the_loop_over_a_stream_stops_the_generation(llm: LLM) -> No
     assert llm.stats.num_running == 0
 
 
-def test_open_streams_and_generate_take_turns(llm: LLM) -> None:
+def test_open_streams_and_generate_go_on_together(llm: LLM) -> None:
     expected = [what(llm.generate(p, GREEDY)[0]) for p in PROMPTS[:4]]
     streams = [llm.stream(p, GREEDY) for p in PROMPTS[:3]]
     pieces = [[next(s)] for s in streams]

@@ -7,6 +7,7 @@ import pytest
 
 from pgmoe.errors import CheckpointError, InvalidRequest
 from pgmoe.models.chat_template import ChatMessage, ChatTemplate
+from pgmoe.models.tokenizer import load_tokenizer
 
 HELLO = [ChatMessage("user", "Hello")]
 
@@ -22,11 +23,11 @@ def with_template(folder: Path, template: str | None) -> ChatTemplate:
     (folder / "chat_template.jinja").unlink()
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
-    return ChatTemplate.load(folder)
+    return ChatTemplate(load_tokenizer(folder))
 
 
 def test_a_conversation_ends_where_the_answer_begins(copy: Path) -> None:
-    text = ChatTemplate.load(copy).render([ChatMessage("system", "Be brief."), *HELLO])
+    text = ChatTemplate(load_tokenizer(copy)).render([ChatMessage("system", "Be brief."), *HELLO])
     assert text == (
         "<|bos|><|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
@@ -48,7 +49,7 @@ def test_a_model_without_tokenizer_can_be_loaded_but_not_chatted_with(copy: Path
     (copy / "tokenizer.json").unlink()
     (copy / "tokenizer_config.json").unlink()
     with pytest.raises(InvalidRequest, match="no chat template"):
-        ChatTemplate.load(copy).render(HELLO)
+        ChatTemplate(load_tokenizer(copy)).render(HELLO)
 
 
 def test_a_template_that_trips_over_a_message_is_the_messages_fault(copy: Path) -> None:
@@ -60,4 +61,4 @@ def test_a_template_that_trips_over_a_message_is_the_messages_fault(copy: Path) 
 def test_a_broken_tokenizer_is_a_fault_of_the_checkpoint(copy: Path) -> None:
     (copy / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match="copy its files again"):
-        ChatTemplate.load(copy)
+        ChatTemplate(load_tokenizer(copy))
