@@ -71,6 +71,11 @@ class EngineConfig(BaseModel):
     `prefetch_all` fetches all, `oracle` replays `gating_trace`. `auto`: `pregated` where that can be, else
     `speculative`."""
 
+    whole_layers: Literal["auto", "off"] = "auto"
+    """Where a gating guesses: `auto` fetches all missing experts of the next layer in steps of so many
+    tokens, of prompts most often, that nearly all of them will be used; the link need not wait for the
+    selection. `off`: never."""
+
     gating_trace: str | None = None
     """File of a recorded routing, for the gating `oracle`, which replays it."""
 
@@ -101,8 +106,13 @@ class EngineConfig(BaseModel):
     refused with EngineOverloaded."""
 
     max_passed_over: int = Field(default=32, ge=0)
-    """How many later requests may be given a place before a waiting one, because of their priority; after
-    that nobody is."""
+    """How many later requests may be given a place before a waiting one, because of their priority or of
+    their experts; after that nobody is."""
+
+    admission: Literal["experts", "fcfs"] = "experts"
+    """Who of several waiting requests of the same priority gets a free place: `fcfs`, the first; `experts`,
+    one whose experts are likely in their slots, or used by those that run, where that saves enough. Answers
+    are the same. Without effect where all experts have slots."""
 
     prefix_cache: bool = True
     """Keep keys and values of ended requests while their blocks are free, for prompts that begin alike."""

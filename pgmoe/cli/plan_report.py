@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from pgmoe.engine.roofline import TokenCost, expected_distinct
+from pgmoe.engine.roofline import TokenCost
+from pgmoe.experts.whole_layers import WholeLayers
+from pgmoe.routing import expected_distinct
 from pgmoe.units import format_bytes
 
 if TYPE_CHECKING:
     from pgmoe.layout import ExpertLayer
 
 BATCHES = (1, 4, 16, 64)
-STREAM_ALL = 0.9
 """From this share of a layer's experts on, bringing all of them in order costs no more than choosing."""
 
 
@@ -44,13 +45,16 @@ class Batch:
     """`stream all` of a layer's experts, or `fetch the chosen`."""
 
 
-def batches(layer: ExpertLayer) -> list[Batch]:
-    """What uniform routing makes of batches of several sizes."""
+def batches(layer: ExpertLayer, cost: TokenCost) -> list[Batch]:
+    """What uniform routing makes of batches of several sizes, and what the engine's rule does if no expert of
+    the layer is there."""
+    whole = WholeLayers([layer.num_experts], [layer.top_k], cost.expert_bytes)
+    layer_s = cost.compute_s * layer.num_experts / cost.num_experts
     found = []
     for size in BATCHES:
         distinct = expected_distinct(layer.num_experts, layer.top_k, size)
-        mode = "stream all" if distinct >= STREAM_ALL * layer.num_experts else "fetch the chosen"
-        found.append(Batch(size, distinct, mode))
+        streams = whole.pays(0, size, layer.num_experts, layer_s * cost.bandwidth)
+        found.append(Batch(size, distinct, "stream all" if streams else "fetch the chosen"))
     return found
 
 
@@ -63,7 +67,7 @@ def render_json(
         "routing": routing,
         **asdict(cost),
         "budgets": [asdict(row) for row in rows],
-        "batches_of_uniform_routing": [asdict(batch) for batch in batches(layer)],
+        "batches_of_uniform_routing": [asdict(batch) for batch in batches(layer, cost)],
         **({"offline": offline} if offline is not None else {}),
     }
     return json.dumps(document)
@@ -90,7 +94,7 @@ def show(rows: Sequence[Row], cost: TokenCost, routing: str, layer: ExpertLayer,
     console.print(table)
     parts = (
         f"{b.tokens} tokens use {b.distinct_experts:.1f} of {layer.num_experts} experts ({b.mode})"
-        for b in batches(layer)
+        for b in batches(layer, cost)
     )
     console.print("Batched offline, uniform routing, a layer of " + ", ".join(parts) + ".")
     if offline is not None:

@@ -20,6 +20,7 @@ from pgmoe.errors import ConfigError
 from pgmoe.experts.cache import ExpertCache
 from pgmoe.experts.compute import PooledExperts
 from pgmoe.experts.expander import expanded_bytes
+from pgmoe.experts.footprints import Footprints
 from pgmoe.experts.ledger import Ledger
 from pgmoe.experts.limiter import LimiterRules, PrefetchLimiter
 from pgmoe.experts.policies import make_policy
@@ -27,6 +28,7 @@ from pgmoe.experts.pool import ExpertPool
 from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.experts.slots import SlotArena
 from pgmoe.experts.trust import GuessTrust
+from pgmoe.experts.whole_layers import WholeLayers
 from pgmoe.gating.make import AUTO, GatingInputs, make_gating
 from pgmoe.layout import ExpertLayer
 from pgmoe.memory import return_large_blocks
@@ -50,6 +52,8 @@ class Assembly:
     gating: Gating
     ledger: Ledger
     """Told by the MoE layers of each pass which experts were there for whom."""
+    footprints: Footprints | None
+    """Told likewise; None where nobody asks for them."""
     memory: MemoryPlan
     device: torch.device
     dtype: torch.dtype
@@ -102,19 +106,32 @@ def assemble(
             gating = wrap_gating(gating)
         # An accelerator waits for copies by itself, unseen: stalls do not say there what guesses may gain.
         rules = LimiterRules(least_stall_share=0.0) if accelerator else LimiterRules()
-        ledger = _plug(loaded, pool, gating, PrefetchLimiter(bandwidth, rules), stats)
+        footprints = None
+        if config.admission == "experts" and memory.num_slots < shape.num_experts:
+            footprints = Footprints([layer.num_experts for layer in loaded.layers], 2 * config.max_running)
+        ledger = _plug(config, loaded, pool, gating, PrefetchLimiter(bandwidth, rules), footprints, stats)
         on_failure.pop_all()
-    return Assembly(loaded, pool, gating, ledger, memory, device, dtype)
+    return Assembly(loaded, pool, gating, ledger, footprints, memory, device, dtype)
 
 
 def _plug(
-    loaded: LoadedModel, pool: ExpertPool, gating: Gating, limiter: PrefetchLimiter, stats: ExpertStats
+    config: EngineConfig,
+    loaded: LoadedModel,
+    pool: ExpertPool,
+    gating: Gating,
+    limiter: PrefetchLimiter,
+    footprints: Footprints | None,
+    stats: ExpertStats,
 ) -> Ledger:
     """Have every MoE layer take its experts from the pool, and blocks that choose early say so."""
     ledger = Ledger()
     weight_bytes = max(layer.layout.weight_bytes for layer in loaded.layers)
-    prefetcher = Prefetcher(gating, pool, limiter, GuessTrust(), weight_bytes, stats)
-    plugged = [PooledExperts(i, layer, pool, prefetcher, ledger) for i, layer in enumerate(loaded.layers)]
+    num_experts, top_k = zip(*((layer.num_experts, layer.top_k) for layer in loaded.layers), strict=True)
+    whole = WholeLayers(num_experts, top_k, weight_bytes) if config.whole_layers == "auto" else None
+    prefetcher = Prefetcher(gating, pool, limiter, GuessTrust(), weight_bytes, stats, whole)
+    plugged = [
+        PooledExperts(i, layer, pool, prefetcher, ledger, footprints) for i, layer in enumerate(loaded.layers)
+    ]
     loaded.plug(lambda index, _: plugged[index])
     for index, block in early_blocks(loaded.model, loaded.sockets).items():
         block.announce = plugged[index].announce

@@ -12,6 +12,7 @@ from pgmoe.engine.assembly import Assembly
 from pgmoe.engine.billing import Billing
 from pgmoe.engine.block_manager import BLOCK_TOKENS
 from pgmoe.engine.block_mover import BlockMover
+from pgmoe.engine.expert_choice import ExpertChoice
 from pgmoe.engine.free_memory import allocating
 from pgmoe.engine.pace import StepPace
 from pgmoe.engine.paged_runner import PagedRunner
@@ -34,9 +35,12 @@ def build_stepper(
     pace = StepPace(assembly.memory.prefill_chunk, config.max_inter_token_s)
     begin_pass = _announcer(assembly)
     billing = Billing(assembly.ledger, stats.experts)
+    prefer = None
+    if assembly.footprints is not None:
+        prefer = ExpertChoice(assembly.footprints.of, lambda: assembly.pool.held)
     if assembly.memory.kv_shapes is None:
         alone = SequenceRunner(assembly.loaded.model, assembly.device, begin_pass)
-        scheduler = Scheduler(_limits(config, assembly, num_host_blocks=0))
+        scheduler = Scheduler(_limits(config, assembly, num_host_blocks=0), prefer=prefer)
         return Stepper(scheduler, alone, _nothing_to_move, billing, pace, stats, lock), scheduler
     num_host_blocks = parse_bytes(config.kv_swap_memory) // assembly.memory.kv.block_bytes
     pool = _pool(assembly, assembly.memory.kv_shapes, assembly.memory.num_blocks, assembly.device)
@@ -48,7 +52,8 @@ def build_stepper(
     runner = PagedRunner(model, pages, pool, assembly.device, begin_pass)
     block_bytes = assembly.memory.kv.block_bytes
     mover = BlockMover(pool, host, block_bytes, lambda: pace.prompt_token_s)
-    scheduler = Scheduler(_limits(config, assembly, num_host_blocks), swap_pays=mover.swap_pays)
+    limits = _limits(config, assembly, num_host_blocks)
+    scheduler = Scheduler(limits, swap_pays=mover.swap_pays, prefer=prefer)
     return Stepper(scheduler, runner, mover.move, billing, pace, stats, lock), scheduler
 
 
@@ -76,9 +81,11 @@ def _pool(
 
 
 def _announcer(assembly: Assembly) -> BeginPass:
-    def begin_pass(sequences: Sequence[str], num_tokens: Sequence[int]) -> None:
+    def begin_pass(sequences: Sequence[str], token_ids: Sequence[Sequence[int]]) -> None:
         assembly.gating.begin(sequences)
-        assembly.ledger.begin(sequences, num_tokens)
+        assembly.ledger.begin(sequences, [len(ids) for ids in token_ids])
+        if assembly.footprints is not None:
+            assembly.footprints.begin(sequences, token_ids)
 
     return begin_pass
 

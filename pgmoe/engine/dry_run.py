@@ -148,7 +148,7 @@ class _DryExperts:
         return groups.add_up(y_RD, top_k_weights)
 
 
-def _nobody(sequences: Sequence[str], num_tokens: Sequence[int]) -> None:
+def _nobody(sequences: Sequence[str], token_ids: Sequence[Sequence[int]]) -> None:
     """Is told of a pass."""
 
 

@@ -44,7 +44,7 @@ class PagedRunner:
     def _pass(self, parts: Sequence[Part]) -> Sequence[Tensor]:
         new_prompts = [self._encode(part) for part in parts if part.prompt_token_ids and part.start == 0]
         packed = PackedTokens([_segment(part) for part in parts], self._pool.block_tokens, self._device)
-        self._begin_pass([part.sequence_id for part in parts], [len(part.token_ids) for part in parts])
+        self._begin_pass([part.sequence_id for part in parts], [part.token_ids for part in parts])
         self._pages.begin(packed)
         try:
             token_ids = [token for part in parts for token in part.token_ids]
@@ -63,7 +63,7 @@ class PagedRunner:
         return torch.split(logits_RV, [len(_rows(part, 0)) for part in parts])
 
     def _encode(self, part: Part) -> Tensor:
-        self._begin_pass([part.sequence_id], [len(part.prompt_token_ids)])
+        self._begin_pass([part.sequence_id], [part.prompt_token_ids])
         return self._model.encode(part.prompt_token_ids)
 
 

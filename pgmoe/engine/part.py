@@ -28,8 +28,8 @@ class Part:
     """Whether those of every token are wanted, not of the last alone."""
 
 
-BeginPass = Callable[[Sequence[str], Sequence[int]], None]
-"""Told of each forward pass before it: whose tokens, and how many of each, in their order."""
+BeginPass = Callable[[Sequence[str], Sequence[Sequence[int]]], None]
+"""Told of each forward pass before it: whose tokens, and which ones of each, in their order."""
 Outcome = Tensor | Exception
 """Logits (1, V) of a part's last token, or (T, V) of all; or what went wrong with it."""
 

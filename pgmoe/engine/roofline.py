@@ -53,8 +53,3 @@ def predict(cost: TokenCost, num_slots: int, hit_rate: float | None = None) -> P
         tokens_per_s=1 / max(cost.compute_s, link_s),
         limit="compute" if cost.compute_s >= link_s else "link",
     )
-
-
-def expected_distinct(num_experts: int, top_k: int, num_tokens: int) -> float:
-    """Experts of a layer that a batch of tokens uses, if routing is uniform: E (1 - (1 - k/E)^N)."""
-    return num_experts * (1 - (1 - top_k / num_experts) ** num_tokens)

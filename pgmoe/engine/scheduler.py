@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pgmoe.engine.kv_memory import KvMemory
 from pgmoe.engine.schedule import BlockPairs, Chunk, NewSequence, SchedulerLimits, SchedulerOutput
@@ -10,6 +10,9 @@ from pgmoe.engine.scheduled_sequence import ScheduledSequence
 from pgmoe.engine.step_plan import StepPlan
 from pgmoe.engine.waiting_queue import WaitingQueue
 from pgmoe.errors import EngineOverloaded
+
+Prefer = Callable[[Mapping[str, Sequence[int]], Mapping[str, Sequence[int]]], str | None]
+"""(who waits, who runs), each with its tokens and in order, to who is to be admitted; None: the first."""
 
 
 def _never_pays(num_computed_tokens: int) -> bool:
@@ -33,11 +36,11 @@ class Scheduler:
         limits: SchedulerLimits,
         *,
         swap_pays: Callable[[int], bool] = _never_pays,
-        prefer: Callable[[Sequence[str]], str | None] | None = None,
+        prefer: Prefer | None = None,
     ) -> None:
         """`swap_pays` is asked whether so many computed tokens are sooner moved to the host and back than
-        computed again. `prefer` gets the waiting sequences of the most urgent class that could be admitted
-        now, in order, and returns the one to be admitted next, or None for the first."""
+        computed again. `prefer` is asked whom to admit next of the most urgent class, where several of it
+        could be."""
         self._limits = limits
         self._swap_pays = swap_pays
         self._prefer = prefer
@@ -46,6 +49,8 @@ class Scheduler:
         self._running: dict[str, ScheduledSequence] = {}
         self._waiting = WaitingQueue()
         self._num_arrivals = 0
+        self.num_preferred = 0
+        """How often another was admitted than the first, so far."""
         self.num_preemptions = 0
         """How often a running sequence had to give way, so far."""
         self.num_prefix_queries = 0
@@ -231,11 +236,14 @@ class Scheduler:
             return None
         if self._prefer is None:
             return head
-        admissible = [sequence for sequence in self._waiting.peers(head) if self._can_admit(sequence)]
-        preferred = self._prefer([sequence.sequence_id for sequence in admissible])
-        if preferred is None:
+        peers = self._waiting.peers(head)
+        waiting = {peer.sequence_id: peer.token_ids for peer in peers if self._can_admit(peer)}
+        running = {name: sequence.token_ids for name, sequence in self._running.items()}
+        preferred = self._prefer(waiting, running)
+        if preferred is None or preferred == head.sequence_id:
             return head
-        return next(sequence for sequence in admissible if sequence.sequence_id == preferred)
+        self.num_preferred += 1
+        return self._sequences[preferred]
 
     def _can_admit(self, sequence: ScheduledSequence) -> bool:
         has_places = self.num_running + sequence.places <= self._limits.max_running

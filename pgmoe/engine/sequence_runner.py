@@ -54,7 +54,7 @@ class SequenceRunner:
             cache = None
         elif cache is None or self._lengths[part.sequence_id] != part.start:
             return GenerationFailed("the generation was interrupted in the midst of a step; ask again")
-        self._begin_pass([part.sequence_id], [len(part.token_ids)])
+        self._begin_pass([part.sequence_id], [part.token_ids])
         try:
             logits_TV, self._caches[part.sequence_id] = self._pass(part, cache)
         except Exception as error:  # whatever it is: it is told to whom it concerns

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection, Container
 from enum import Enum
 
 from pgmoe.experts.policies.base import EvictionPolicy
@@ -39,6 +39,11 @@ class ExpertCache:
         if expert not in self._slot_of:
             return SlotState.MISSING
         return SlotState.IN_FLIGHT if expert in self._in_flight else SlotState.READY
+
+    @property
+    def held(self) -> Collection[ExpertId]:
+        """Experts that are ready or in flight; for a look at once, it changes with the cache."""
+        return self._slot_of.keys()
 
     def slot_of(self, expert: ExpertId) -> int:
         """The slot of an expert that is in flight or ready."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pgmoe.experts.footprints import Footprints
 from pgmoe.experts.grouping import TokenGroups
 from pgmoe.experts.ledger import Ledger
 from pgmoe.experts.pool import ExpertPool, LentExpert, Weights
@@ -32,13 +33,20 @@ class PooledExperts:
     """
 
     def __init__(
-        self, index: int, layer: ExpertLayer, pool: ExpertPool, prefetcher: Prefetcher, ledger: Ledger
+        self,
+        index: int,
+        layer: ExpertLayer,
+        pool: ExpertPool,
+        prefetcher: Prefetcher,
+        ledger: Ledger,
+        footprints: Footprints | None = None,
     ) -> None:
         self._index = index
         self._layer = layer
         self._pool = pool
         self._prefetcher = prefetcher
         self._ledger = ledger
+        self._footprints = footprints
         self._announced: tuple[Tensor, Tensor] | None = None
         """What was announced last and has not been computed yet: as it came, and on the host."""
 
@@ -69,6 +77,8 @@ class PooledExperts:
         else:
             out = self._several(hidden, ids_NK, top_k_weights, routing)
         self._ledger.enter(ids_NK, self._layer.num_experts, self._pool.missed)
+        if self._footprints is not None:
+            self._footprints.enter(self._index, ids_NK)
         return out
 
     def _several(self, hidden: Tensor, ids_NK: Tensor, weights_NK: Tensor, routing: Routing) -> Tensor:

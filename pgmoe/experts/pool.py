@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -73,10 +73,10 @@ class ExpertPool:
     ) -> Iterator[Iterator[list[LentExpert]]]:
         """Lend these distinct experts of one layer, each exactly once, as they are ready.
 
-        They come in batches of 1 to `at_once`: resident ones first, in the order given, while the missing
-        are read; then each as it arrives. Works with fewer slots than experts: slots of one batch are given
-        on when the next is asked for. The iterator raises ExpertReadError if an expert's bytes cannot be
-        had. Nothing stays pinned, nor on its way on demand, after the `with` block. One lease at a time.
+        They come in batches of 1 to `at_once`: resident ones first, in order, while the missing are read;
+        then each as it arrives. With fewer slots than experts, those of one batch are given on when the next
+        is asked for. The iterator raises ExpertReadError if an expert's bytes cannot be had. Nothing stays
+        pinned, nor on its way on demand, after the `with` block. One lease at a time.
         """
         assert not self._leased, layer
         self._leased = True
@@ -115,6 +115,11 @@ class ExpertPool:
         """Of experts ordered on a guess that have not arrived and are not asked for yet."""
         guesses = [e for e, t in self._under_way.items() if t.urgency is Urgency.GUESS]
         return sum(self._layers[e.layer].layout.weight_bytes for e in guesses)
+
+    @property
+    def held(self) -> Collection[ExpertId]:
+        """Experts in a slot or on their way to one, for a look at once."""
+        return self._cache.held
 
     def is_missing(self, expert: ExpertId) -> bool:
         """Neither in a slot nor on its way to one."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from pgmoe.experts.limiter import PrefetchLimiter
 from pgmoe.experts.pool import ExpertPool
 from pgmoe.experts.trust import GuessTrust, grade_of
+from pgmoe.experts.whole_layers import WholeLayers
 from pgmoe.layout import ExpertId
 from pgmoe.metrics.stats import ExpertStats
 from pgmoe.routing import Gating, Prediction, Routing
@@ -23,7 +24,8 @@ class Prefetcher:
 
     Exact selections are ordered at once. Of guesses, those that are trusted get what the link carries in the
     time that a layer computes, one expert at a time where that is less. Only passes of one token are judged:
-    many tokens use most experts, whatever was guessed, and say nothing of the next single one.
+    many tokens use most experts, whatever was guessed, and say nothing of the next single one. So many that
+    it does not pay to choose get all of the next layer.
     """
 
     def __init__(
@@ -34,14 +36,16 @@ class Prefetcher:
         trust: GuessTrust,
         weight_bytes: int,
         stats: ExpertStats,
+        whole: WholeLayers | None = None,
     ) -> None:
-        """`weight_bytes`: of one expert."""
+        """`weight_bytes`: of one expert. Without `whole` no layer is fetched whole."""
         self._gating = gating
         self._pool = pool
         self._limiter = limiter
         self._trust = trust
         self._weight_bytes = weight_bytes
         self._stats = stats
+        self._whole = whole if gating.limited and not gating.exact else None
         self._began: tuple[int, float, float] | None = None
         """The layer under way, when it began, and the stall until then."""
         self._resting = False
@@ -83,6 +87,8 @@ class Prefetcher:
         for grade, expert in guessed if lone else ():
             self._trust.score(grade, expert in selected)
         self._stats.prefetch_switches = self._trust.num_switches
+        if self._fetch_whole(routing.layer, len(routing.ids), len(selected)):
+            return
         if self._resting and not self._gating.exact:  # learning what to guess is most of what it costs
             return
         for prediction in self._gating.predict(routing):
@@ -94,6 +100,21 @@ class Prefetcher:
                 self._order(prediction, self._trusted(prediction), self._limit())
             elif self._trust.on:
                 self._order(prediction, prediction.experts, self._limit())
+
+    def _fetch_whole(self, layer: int, num_tokens: int, num_used: int) -> bool:
+        """Order all of the next layer, if that pays in a pass of so many tokens; whether it does."""
+        if self._whole is None or num_tokens == 1:
+            return False
+        self._whole.observe(layer, num_tokens, num_used)
+        following = self._whole.after(layer)
+        if following is None:
+            return False
+        coming = (ExpertId(following.layer, expert) for expert in following.experts)
+        num_missing = sum(map(self._pool.is_missing, coming))
+        pays = self._whole.pays(following.layer, num_tokens, num_missing, self._limiter.budget_bytes)
+        if pays:
+            self._order(following, following.experts, UNLIMITED)
+        return pays
 
     def _trusted(self, prediction: Prediction) -> Sequence[int]:
         """Those worth fetching. All that are missing are remembered, to be scored when their layer comes."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from pgmoe.engine.schedule import Chunk, NewSequence, SchedulerLimits, SchedulerOutput
-from pgmoe.engine.scheduler import Scheduler
+from pgmoe.engine.scheduler import Prefer, Scheduler
 
 ANY = 1_000
 """More tokens than any prompt here has."""
@@ -16,7 +16,7 @@ def scheduler_with(
     *,
     num_blocks: int = 64,
     swap_pays: Callable[[int], bool] = lambda num_tokens: False,
-    prefer: Callable[[Sequence[str]], str | None] | None = None,
+    prefer: Prefer | None = None,
     **limits: Any,
 ) -> Scheduler:
     """Four places, eight that wait, blocks of four tokens."""

@@ -22,6 +22,7 @@ OPTIONS = {
     "verify_pack": True,
     "policy": "prospect",
     "gating": "auto",
+    "whole_layers": "auto",
     "gating_trace": None,
     "emulated_link": None,
     "emulated_latency_s": 1e-5,
@@ -32,6 +33,7 @@ OPTIONS = {
     "max_running": 32,
     "max_waiting": 64,
     "max_passed_over": 32,
+    "admission": "experts",
     "prefix_cache": True,
     "prefill_chunk": "auto",
     "max_inter_token_s": None,
@@ -65,6 +67,8 @@ BEYOND = {
     "kv_memory": (None, [1]),
     "kv_swap_memory": (None, [1]),
     "policy": (None,),
+    "admission": ("random", None),
+    "whole_layers": ("on", True),
 }
 
 

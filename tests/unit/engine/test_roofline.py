@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgmoe.engine.roofline import TokenCost, expected_distinct, predict
+from pgmoe.engine.roofline import TokenCost, predict
+from pgmoe.routing import expected_distinct
 
 COST = TokenCost(experts_used=8, expert_bytes=1000, num_experts=100, compute_s=0.1, bandwidth=16_000)
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 from pgmoe.engine.schedule import Chunk, SchedulerOutput
 from pgmoe.errors import EngineOverloaded
 from tests.support.scheduling import ANY, add, only, scheduler_with, sizes, step
+
+Tokens = Mapping[str, Sequence[int]]
 
 
 def test_nothing_is_scheduled_where_nobody_asks() -> None:
@@ -225,9 +227,9 @@ def test_who_ran_out_of_patience_gives_way_to_nobody_who_came_later() -> None:
 def test_a_choice_among_equals_may_be_left_to_others() -> None:
     asked: list[list[str]] = []
 
-    def last(names: Sequence[str]) -> str | None:
-        asked.append(list(names))
-        return names[-1]
+    def last(waiting: Tokens, running: Tokens) -> str | None:
+        asked.append(list(waiting))
+        return asked[-1][-1]
 
     scheduler = scheduler_with(max_running=1, num_blocks=4, prefer=last)
     add(scheduler, "a", 1)
@@ -241,8 +243,8 @@ def test_a_choice_among_equals_may_be_left_to_others() -> None:
 def test_only_who_could_be_admitted_now_is_offered_for_choice() -> None:
     asked: list[list[str]] = []
 
-    def first(names: Sequence[str]) -> str | None:
-        asked.append(list(names))
+    def first(waiting: Tokens, running: Tokens) -> str | None:
+        asked.append(list(waiting))
         return None
 
     scheduler = scheduler_with(num_blocks=4, prefer=first)
@@ -256,7 +258,7 @@ def test_only_who_could_be_admitted_now_is_offered_for_choice() -> None:
 
 
 def test_a_choice_passes_over_nobody_more_often_than_the_limit() -> None:
-    scheduler = scheduler_with(max_running=1, max_passed_over=2, prefer=lambda names: names[-1])
+    scheduler = scheduler_with(max_running=1, max_passed_over=2, prefer=lambda waiting, _: list(waiting)[-1])
     order = ""
     for name in "abcdef":
         add(scheduler, name)
@@ -264,3 +266,19 @@ def test_a_choice_passes_over_nobody_more_often_than_the_limit() -> None:
         order += (admitted := only(step(scheduler)).sequence_id)
         scheduler.finish(admitted)
     assert order == "feabcd"
+    assert scheduler.num_preferred == 2
+
+
+def test_who_chooses_is_told_the_tokens_of_those_that_wait_and_run() -> None:
+    told: list[tuple[dict[str, list[int]], dict[str, list[int]]]] = []
+
+    def note(waiting: Tokens, running: Tokens) -> str | None:
+        told.append(({k: list(v) for k, v in waiting.items()}, {k: list(v) for k, v in running.items()}))
+        return None
+
+    scheduler = scheduler_with(max_running=2, prefer=note)
+    add(scheduler, "a", 2, token_ids=(5, 6))
+    step(scheduler)
+    add(scheduler, "b", 1, token_ids=(7,))
+    step(scheduler)
+    assert told == [({"a": [5, 6]}, {}), ({"b": [7]}, {"a": [5, 6, 0]})]

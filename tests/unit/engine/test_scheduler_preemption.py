@@ -39,7 +39,7 @@ def test_a_less_urgent_sequence_gives_way_even_if_it_came_first() -> None:
 
 def test_who_gave_way_is_admitted_before_all_of_its_priority_that_have_not_run() -> None:
     choices = iter(["a", "c"])
-    scheduler = scheduler_with(num_blocks=4, max_running=2, prefer=lambda names: next(choices, None))
+    scheduler = scheduler_with(num_blocks=4, max_running=2, prefer=lambda *_: next(choices, None))
     for name in "abc":
         add(scheduler, name, 7)
     assert sizes(step(scheduler)) == {"a": 7, "c": 7}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pgmoe.engine.schedule import NewSequence, SchedulerLimits
+from pgmoe.engine.scheduler import Prefer
 from pgmoe.errors import EngineOverloaded
 from tests.support.scheduled_lives import NEVER, ScheduledLives
 
@@ -24,11 +25,11 @@ SWAP_PAYS: list[Callable[[int], bool]] = [
     lambda num_tokens: num_tokens > 6,
 ]
 
-PREFER: list[Callable[[Sequence[str]], str | None] | None] = [
+PREFER: list[Prefer | None] = [
     None,
-    lambda names: None,
-    lambda names: names[-1],
-    lambda names: max(names, key=lambda name: (len(name), name[::-1])),
+    lambda waiting, _: None,
+    lambda waiting, _: list(waiting)[-1],
+    lambda waiting, _: max(waiting, key=lambda name: (len(name), name[::-1])),
 ]
 
 LIMITS = st.builds(

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+
+from pgmoe.experts.whole_layers import WholeLayers
+from pgmoe.routing import expected_distinct
+
+
+def of_two(num_experts: int = 64, top_k: int = 8, weight_bytes: int = 1000) -> WholeLayers:
+    return WholeLayers([num_experts] * 2, [top_k] * 2, weight_bytes)
+
+
+def test_all_that_follow_are_those_of_the_next_layer_of_the_pass() -> None:
+    whole = WholeLayers([2, 3], [1, 1], 10)
+    following = whole.after(0)
+    assert following is not None
+    assert (following.layer, following.experts, following.exact) == (1, (0, 1, 2), False)
+    assert whole.after(1) is None
+
+
+@pytest.mark.parametrize("num_tokens", [8, 16, 31, 64])
+def test_it_pays_where_the_link_carries_what_is_fetched_in_vain(num_tokens: int) -> None:
+    """Uniform routing, all 64 missing: E - d of them are in vain."""
+    in_vain = 1000 * (64 - expected_distinct(64, 8, num_tokens))
+    assert of_two().pays(1, num_tokens, 64, in_vain * 1.001)
+    assert not of_two().pays(1, num_tokens, 64, in_vain * 0.999)
+
+
+def test_it_never_pays_for_fewer_tokens_than_one_for_each_expert() -> None:
+    assert not of_two().pays(1, 7, 64, 1e12)
+    assert of_two().pays(1, 8, 64, 1e12)
+
+
+def test_what_is_missing_decides_how_much_may_be_in_vain() -> None:
+    in_vain = 1000 * 16 * (1 - expected_distinct(64, 8, 16) / 64)
+    assert of_two().pays(1, 16, 16, in_vain * 1.001)
+    assert not of_two().pays(1, 16, 17, in_vain)
+
+
+def test_a_layer_that_uses_few_of_its_experts_is_not_fetched_whole() -> None:
+    whole = of_two()
+    room = 64 * 1000 * 0.1
+    assert whole.pays(1, 1000, 64, room)
+    for _ in range(100):
+        whole.observe(1, 1000, 32)
+    assert not whole.pays(1, 1000, 64, room)
+    assert whole.pays(0, 1000, 64, room), "the other layer's routing is its own"
+    for _ in range(100):
+        whole.observe(1, 1000, 64)
+    assert whole.pays(1, 1000, 64, room)
