@@ -97,10 +97,13 @@ KV_CACHE = Row(
             width=8,
         ),
         Panel(
-            "Preemptions per second",
-            names.PREEMPTIONS.help,
+            "Out of order per second",
+            f"Preemptions: {names.PREEMPTIONS.help} Preferred: {names.PREFERRED.help}",
             "cps",
-            (_query(per_second(names.PREEMPTIONS), "preemptions"),),
+            (
+                _query(per_second(names.PREEMPTIONS), "preemptions"),
+                _query(per_second(names.PREFERRED), "preferred"),
+            ),
             width=8,
         ),
         Panel(

@@ -38,6 +38,8 @@ from pgmoe.bench.stalls_plot import plot_stalls
 from pgmoe.bench.throughput_plot import plot_throughput
 from pgmoe.bench.throughput_report import render_throughput
 from pgmoe.bench.throughput_result import ThroughputResult
+from pgmoe.bench.variants_report import render_variants
+from pgmoe.bench.variants_result import VariantsResult
 from pgmoe.errors import ConfigError
 
 AnyResult = (
@@ -51,6 +53,7 @@ AnyResult = (
     | PerplexityResult
     | BatchesResult
     | ThroughputResult
+    | VariantsResult
 )
 # What sets them apart are the fields that each must have.
 _ADAPTER: TypeAdapter[AnyResult] = TypeAdapter(AnyResult)
@@ -65,6 +68,7 @@ _RENDER: dict[type, Callable[[Any], str]] = {
     PerplexityResult: render_perplexity,
     BatchesResult: render_batches,
     ThroughputResult: render_throughput,
+    VariantsResult: render_variants,
 }
 _DRAW: dict[type, Callable[[Any, Path], None]] = {
     Result: plot,
@@ -106,7 +110,9 @@ def draw_stalls(result: AnyResult, path: Path) -> None:
 
 
 def draw_result(result: AnyResult, path: Path) -> None:
-    """As a PNG. Raises ConfigError as pictures do, and for a comparison of policies, which has none."""
+    """As a PNG. Raises ConfigError as pictures do, and for what has none."""
     if type(result) not in _DRAW:
-        raise ConfigError("a comparison of policies has no picture; `pgmoe simulate --plot` draws a trace's")
+        raise ConfigError(
+            "comparisons of policies and of variants have no picture; `pgmoe simulate --plot` draws a trace's"
+        )
     _DRAW[type(result)](result, path)

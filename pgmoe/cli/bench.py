@@ -14,6 +14,7 @@ from pgmoe.cli.bench_memory import curve, prefetch, reads
 from pgmoe.cli.bench_options import RESULTS, Folder, Out, Rounds, Threads, Tokens, make_random, measure
 from pgmoe.cli.bench_profile import profile
 from pgmoe.cli.bench_throughput import throughput
+from pgmoe.cli.bench_variants import variants
 from pgmoe.cli.console import steps_bar
 from pgmoe.cli.default_model import build_if_missing, cache_folder, default_folder
 
@@ -25,6 +26,7 @@ app.command()(prefetch)
 app.command()(profile)
 app.command()(reads)
 app.command()(throughput)
+app.command()(variants)
 
 ResultFile = Annotated[Path, typer.Argument(help="A result file of this command.")]
 

@@ -149,6 +149,13 @@ class BlockManager:
             self._next_serial += 1
         return registered
 
+    def forget_free(self) -> None:
+        """What free blocks contain is not found any more. Held ones are: their parents are held, too."""
+        for block in self._reusable:
+            del self._by_key[self._contents.pop(block).key]
+        self._blank += self._reusable
+        self._reusable.clear()
+
     def check_integrity(self, held: Iterable[int]) -> None:
         """Assert that all invariants hold, where `held` has each block as many times as somebody holds it."""
         counts = Counter(held)

@@ -146,6 +146,11 @@ class Engine:
             if sequence.request_id == request_id:
                 sequence.aborted = True
 
+    def forget_prefixes(self) -> None:
+        """Compute prompts anew that begin like those of ended requests, as if these had never been."""
+        with self._lock:
+            self._scheduler.forget_prefixes()
+
     def step(self) -> list[StepOutput]:
         """Schedule, run, and return what is new. A failure ends the requests that it concerns, no other.
 
@@ -283,5 +288,5 @@ class Engine:
         stats, scheduler = self.stats, self._scheduler
         stats.num_running, stats.num_waiting = scheduler.num_running, scheduler.num_waiting
         stats.kv_used_blocks, stats.kv_blocks = scheduler.num_used_blocks, self.memory.num_blocks
-        stats.num_preemptions = scheduler.num_preemptions
+        stats.num_preemptions, stats.num_preferred = scheduler.num_preemptions, scheduler.num_preferred
         stats.prefix_queries, stats.prefix_hits = scheduler.num_prefix_queries, scheduler.num_prefix_hits

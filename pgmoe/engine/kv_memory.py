@@ -120,6 +120,10 @@ class KvMemory:
         sequence.host_blocks = []
         sequence.num_computed = 0
 
+    def forget_prefixes(self) -> None:
+        """Find no prefix any more but those that sequences hold."""
+        self._device.forget_free()
+
     def check_integrity(self, sequences: Iterable[ScheduledSequence]) -> None:
         """Assert that blocks are held by these sequences, and as they should be."""
         present = list(sequences)

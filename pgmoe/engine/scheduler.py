@@ -171,6 +171,10 @@ class Scheduler:
             self._waiting.remove(sequence_id)
         self._memory.release(sequence)
 
+    def forget_prefixes(self) -> None:
+        """Find no prefix any more but those of running sequences."""
+        self._memory.forget_prefixes()
+
     def check_integrity(self) -> None:
         """Assert that all invariants hold; for tests."""
         assert self.num_running <= self._limits.max_running

@@ -44,6 +44,7 @@ REQUESTS_WAITING = _gauge(
 )
 KV_USED_BLOCKS = _gauge("kv_cache_used_blocks", "Blocks of keys and values that running answers hold.")
 KV_BLOCKS = _gauge("kv_cache_blocks", "Blocks of keys and values in all.")
+PREFERRED = _counter("num_preferred", "Requests admitted before earlier ones because of their experts.")
 PREEMPTIONS = _counter("num_preemptions", "Times that an answer gave its blocks to a more urgent one.")
 PREFIX_QUERIES = _counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")
 PREFIX_HITS = _counter("prefix_cache_hits", "Prompt tokens whose keys and values were found there.")

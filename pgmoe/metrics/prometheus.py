@@ -24,6 +24,7 @@ NUMBERS: dict[names.Metric, Callable[[EngineStats], float]] = {
     names.KV_USED_BLOCKS: lambda stats: stats.kv_used_blocks,
     names.KV_BLOCKS: lambda stats: stats.kv_blocks,
     names.PREEMPTIONS: lambda stats: stats.num_preemptions,
+    names.PREFERRED: lambda stats: stats.num_preferred,
     names.PREFIX_QUERIES: lambda stats: stats.prefix_queries,
     names.PREFIX_HITS: lambda stats: stats.prefix_hits,
     names.PROMPT_TOKENS: lambda stats: stats.prompt_tokens,

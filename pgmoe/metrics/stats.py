@@ -90,6 +90,8 @@ class EngineStats:
     """Of the KV cache, held by running answers now."""
     kv_blocks: int = 0
     num_preemptions: int = 0
+    num_preferred: int = 0
+    """Requests admitted before earlier ones because of their experts."""
     prefix_queries: int = 0
     """Prompt tokens looked up in the prefix cache."""
     prefix_hits: int = 0

@@ -45,7 +45,8 @@ class LoadedEngineStreams:
         return self.answer(job)
 
     def answer(self, job: StreamsJob) -> StreamsAnswer:
-        """See AnyLoadedArm."""
+        """See AnyLoadedArm. Nothing is found in the prefix cache that an earlier job left."""
+        self._engine.forget_prefixes()
         meter = _Meter(self._loaded.layers, self._loaded.stats)
         loop = ClosedLoop(job)
         for sent in loop.begin():

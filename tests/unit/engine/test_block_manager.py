@@ -238,3 +238,21 @@ class AnyUse(RuleBasedStateMachine):
 
 TestAnyUse = AnyUse.TestCase
 TestAnyUse.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+def test_free_blocks_that_are_forgotten_are_not_found_and_held_ones_are() -> None:
+    manager = BlockManager(6, 2)
+    first, second, third = manager.take(3)
+    assert manager.register(first, None, [1, 2]) == first
+    assert manager.register(second, first, [3, 4]) == second
+    assert manager.register(third, second, [5, 6]) == third
+    manager.hold([first, second])
+    manager.release([first, second, third])
+    manager.forget_free()
+    assert manager.find_prefix([1, 2, 3, 4, 5, 6, 7]) == [first, second]
+    manager.check_integrity([first, second])
+    manager.release([first, second])
+    manager.forget_free()
+    assert manager.find_prefix([1, 2, 3, 4, 5, 6, 7]) == []
+    manager.check_integrity([])
+    assert len(manager.take(6)) == 6

@@ -124,6 +124,10 @@ class AnyLives(RuleBasedStateMachine):
     def give_up(self, data: st.DataObject) -> None:
         self.lives.finish(data.draw(st.sampled_from(sorted(self.lives.lives))))
 
+    @rule()
+    def forget_prefixes(self) -> None:
+        self.lives.scheduler.forget_prefixes()
+
     @invariant()
     def all_is_accounted_for(self) -> None:
         self.lives.check()
