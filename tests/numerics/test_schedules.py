@@ -293,7 +293,7 @@ def play_drawn(num_schedules: int, family: str, resident: Resident) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_schedule_changes_a_bit(resident: Callable[[str], Resident], family: str) -> None:
-    play_drawn(6, family, resident(family))
+    play_drawn(4, family, resident(family))
 
 
 @pytest.mark.long

@@ -221,7 +221,7 @@ def test_a_report_has_a_row_for_each_and_ratios_over_other_engines() -> None:
 
 def test_a_result_is_saved_shown_and_drawn(tiny: TinyCheckpoints, tmp_path: Path) -> None:
     model = tiny("olmoe", torch.float32)
-    command = ["bench", "throughput", str(model), "--streams", "1", "--streams", "3", "--share", "50"]
+    command = ["bench", "throughput", str(model), "--streams", "3", "--share", "50"]
     sizes = ["--rounds", "2", "--prompt", "12", "--tokens", "6", "--threads", "1", "--out", str(tmp_path)]
     run = CliRunner().invoke(app, [*command, *sizes, "--peer", "transformers"])
     assert run.exit_code == 0, run.output
@@ -230,11 +230,11 @@ def test_a_result_is_saved_shown_and_drawn(tiny: TinyCheckpoints, tmp_path: Path
     result = load_result(file)
     assert isinstance(result, ThroughputResult)
     assert result.arms == ("pgmoe, 100%", "pgmoe, 50%", "transformers")
-    assert [point.num_streams for point in result.by_streams] == [1, 3]
-    for point in result.by_streams:
-        for series in point.series:
-            assert len(series.rounds) == 2
-            assert {r.num_same for r in series.rounds} == {point.num_requests}
+    (point,) = result.by_streams
+    assert point.num_streams == 3
+    for series in point.series:
+        assert len(series.rounds) == 2
+        assert {r.num_same for r in series.rounds} == {point.num_requests}
     assert "| 3 | transformers |" in run.stdout
     pytest.importorskip("matplotlib")
     draw_result(result, tmp_path / "picture.png")

@@ -29,8 +29,15 @@ def layer(dtype: torch.dtype) -> ExpertLayer:
     return ExpertLayer("layer", BlobLayout.pack({"up": (2, 2)}, dtype), ExpertFFN(torch.relu), (), top_k=1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        *((family, torch.float32) for family in FAMILIES),
+        ("olmoe", torch.bfloat16),
+        ("mixtral", torch.bfloat16),
+    ],
+    ids=[*FAMILIES, "olmoe-bfloat16", "mixtral-bfloat16"],
+)
 def test_the_smallest_budget_named_for_a_model_works(
     tiny: TinyCheckpoints, family: str, dtype: torch.dtype
 ) -> None:
