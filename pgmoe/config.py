@@ -114,6 +114,11 @@ class EngineConfig(BaseModel):
     one whose experts are likely in their slots, or used by those that run, where that saves enough. Answers
     are the same. Without effect where all experts have slots."""
 
+    batch_invariant: bool = False
+    """Compute each answer by itself, so that it has the same bits whatever else runs: a pass for each in
+    every step, a cache of its own, reserved whole, and a prompt in one step. Else the answers of a step share
+    a pass, and sums may be rounded in another order. Slower with many answers; decoders only."""
+
     prefix_cache: bool = True
     """Keep keys and values of ended requests while their blocks are free, for prompts that begin alike."""
 

@@ -39,8 +39,11 @@ PROBES = (2, 3)
 class DryRun:
     """Answers about one checkpoint's memory, by running the plan's skeleton."""
 
-    def __init__(self, plan: ModelPlan, prefill_chunk: int, max_running: int) -> None:
-        """Raises UnsupportedModel for an encoder-decoder whose attention cannot be paged."""
+    def __init__(self, plan: ModelPlan, prefill_chunk: int, max_running: int, *, paged: bool = True) -> None:
+        """`paged`: whether keys and values are to be in pages, if the model can.
+
+        Raises UnsupportedModel for an encoder-decoder whose attention cannot be, or is not to be, paged.
+        """
         self._model = plan.skeleton
         self._facts = ModelFacts(plan.skeleton)
         self._chunk = prefill_chunk
@@ -49,10 +52,13 @@ class DryRun:
         for socket, layer in zip(find_sockets(plan.skeleton), plan.layers, strict=True):
             socket.module.routed_experts = _DryExperts(layer, expander)  # type: ignore[assignment]
         ignore_length(plan.skeleton)
-        self.shapes = layer_shapes(plan.skeleton)
+        self.shapes = layer_shapes(plan.skeleton) if paged else None
         """What each layer keeps of a token in the pool; None where each sequence has a cache of its own."""
         if self.shapes is None and self._facts.is_encoder_decoder:
-            raise UnsupportedModel(f"{type(self._model).__name__}: its attention cannot be paged")
+            why = (
+                "its attention cannot be paged" if paged else "batch_invariant is for decoders; leave it out"
+            )
+            raise UnsupportedModel(f"{type(self._model).__name__}: {why}")
 
     @property
     def vocab_size(self) -> int:

@@ -39,7 +39,7 @@ def measure_needs(plan: ModelPlan, config: EngineConfig, device: torch.device, p
 
     Raises ConfigError for a `max_model_len` over the context.
     """
-    dry_run = DryRun(plan, prefill_chunk, config.max_running)
+    dry_run = DryRun(plan, prefill_chunk, config.max_running, paged=not config.batch_invariant)
     kept = 0
     if device.type == "cpu":
         kept = RUNTIME_BYTES + KERNEL_CACHE_ENTRIES * KERNEL_BYTES[plan.layers[0].dtype.itemsize]

@@ -34,6 +34,7 @@ OPTIONS = {
     "max_waiting": 64,
     "max_passed_over": 32,
     "admission": "experts",
+    "batch_invariant": False,
     "prefix_cache": True,
     "prefill_chunk": "auto",
     "max_inter_token_s": None,
