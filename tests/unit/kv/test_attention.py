@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pgmoe.attention_rule import AttentionRule, Bias
 from pgmoe.kv import reads
+from pgmoe.kv.gathered import GatheredAttention
 from pgmoe.kv.packed import PackedTokens, Segment
 from pgmoe.kv.pages import Pages
 from pgmoe.kv.pool import KvPool, LayerShape
@@ -65,7 +66,7 @@ class Case:
             self.pool.layers[0].write(
                 torch.tensor(places, dtype=torch.int64), k[: segment.start], v[: segment.start]
             )
-        pages = Pages(self.pool)
+        pages = Pages(self.pool, GatheredAttention(self.pool))
         pages.begin(self.packed)
         new = [
             torch.cat([x[s.start :] for s, x in zip(self.segments, of, strict=True)])
@@ -161,7 +162,7 @@ def test_a_decoders_tokens_look_at_all_of_their_own_prompt() -> None:
                 tuple(free.pop() for _ in range(-(-n // BLOCK))) for n in (num_tokens, num_context)
             )
             segments.append(Segment(num_tokens, 0, blocks, context, num_context, new_context=True))
-        packed, pages = PackedTokens(segments, BLOCK, CPU), Pages(pool)
+        packed, pages = PackedTokens(segments, BLOCK, CPU), Pages(pool, GatheredAttention(pool))
         pages.begin(packed)
         total = sum(s.num_context for s in segments)
         keys, values = (torch.randn(total, 2, 8, dtype=torch.float64) for _ in "kv")
