@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pgmoe.attention_rule import AttentionRule, Visible
 from pgmoe.kv.attention import Attention
 from pgmoe.kv.packed import PackedTokens, Segment
 from pgmoe.kv.pages import Pages
@@ -106,6 +107,23 @@ class PackedCase:
                 weights = scores.softmax(1)[:, : segment.end]
                 out.append(torch.einsum("hl,lhv->hv", weights, v))
         return torch.stack(out)
+
+    def each_alone(self, pages: Pages, rule: AttentionRule) -> Tensor:
+        """What `pages` gives each sequence in a pass of its own. Everything is written."""
+        out = []
+        for row, segment in zip(self.packed.first_rows, self.segments, strict=True):
+            pages.begin(PackedTokens([segment], self.block, torch.device(self.device)))
+            out.append(pages.attend(0, self.queries[row : row + segment.num_tokens], rule))
+        return torch.cat(out)
+
+
+def seeing(window: int = 10**6, chunk: int = 10**6) -> Visible:
+    """So many tokens, the own among them, of as many as are cut apart."""
+
+    def visible(q: Tensor, k: Tensor) -> Tensor:
+        return (k <= q) & (k > q - window) & (q // chunk == k // chunk)
+
+    return visible
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 
 import pytest
@@ -13,15 +12,16 @@ pytest.importorskip("triton", reason="there is no Triton for this system")
 if torch.cuda.is_available():
     pytest.skip("kernels are compiled here: tests/gpu tests them", allow_module_level=True)
 
-from pgmoe.attention_rule import AttentionRule, Visible
+from pgmoe.attention_rule import AttentionRule
 from pgmoe.kv import tile_shape, tiles
 from pgmoe.kv.attention import Attention
 from pgmoe.kv.block_attention import BlockAttention
 from pgmoe.kv.gathered import GatheredAttention
 from pgmoe.kv.packed import PackedTokens
 from pgmoe.kv.pages import Pages
-from tests.support.interpreted import mend_products
-from tests.support.packed_cases import SCALE, ContextCase, PackedCase
+from tests.support.fresh import fresh_seed
+from tests.support.interpreted import mend_interpreter
+from tests.support.packed_cases import SCALE, ContextCase, PackedCase, seeing
 
 CLOSE = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 WIDTHS = ((8, 8), (16, 16), (24, 16), (192, 128), (20, 40))
@@ -29,16 +29,13 @@ WIDTHS = ((8, 8), (16, 16), (24, 16), (192, 128), (20, 40))
 
 @pytest.fixture(autouse=True)
 def _mended(monkeypatch: pytest.MonkeyPatch) -> None:
-    mend_products(monkeypatch)
+    mend_interpreter(monkeypatch)
     monkeypatch.setattr(tiles, "PART_KEYS", 32)  # of short sequences, too, there are several
 
 
 @pytest.fixture
 def seed() -> int:
-    """Fresh in each run; a failure shows it."""
-    drawn = random.SystemRandom().randrange(2**32)
-    print(f"seed {drawn}")
-    return drawn
+    return fresh_seed()
 
 
 class Nobody:
@@ -65,15 +62,6 @@ class Somebody(Nobody):
 
     def context(self, layer: int, queries_TQD: Tensor, scale: float) -> Tensor:
         return torch.full((1,), 8.0)
-
-
-def seeing(window: int = 10**6, chunk: int = 10**6) -> Visible:
-    """So many tokens, the own among them, of as many as are cut apart."""
-
-    def visible(q: Tensor, k: Tensor) -> Tensor:
-        return (k <= q) & (k > q - window) & (q // chunk == k // chunk)
-
-    return visible
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
@@ -113,10 +101,7 @@ def test_a_sequence_gets_the_same_bits_alone_as_in_a_pass_with_others(seed: int,
     rule = AttentionRule(seeing(window=50), SCALE, case.random(case.num_query_heads))
     pages = case.pages(BlockAttention(case.pool, Nobody()))
     together = pages.attend(0, case.queries, rule)
-    for row, segment in zip(case.packed.first_rows, case.segments, strict=True):
-        rows = slice(row, row + segment.num_tokens)
-        pages.begin(PackedTokens([segment], case.block, torch.device("cpu")))
-        assert torch.equal(pages.attend(0, case.queries[rows], rule), together[rows])
+    assert torch.equal(case.each_alone(pages, rule), together)
 
 
 def test_a_token_of_a_chunk_gets_the_same_bits_however_the_chunk_is_cut(seed: int) -> None:
