@@ -38,17 +38,19 @@ class BlockAttention:
         self._pool = pool
         self._otherwise = otherwise
         self._plans: dict[tuple[Visible | None, TileShape], _Plan | None] = {}
+        self._tables: dict[bool, BlockTable] = {}
+        """Of prompts: True; of the sequences themselves: False."""
 
     def begin(self, packed: PackedTokens) -> None:
         """See Attention."""
         self._packed = packed
         self._otherwise.begin(packed)
-        self._plans.clear()
+        self._forget()
 
     def end(self) -> None:
         """See Attention."""
         self._otherwise.end()
-        self._plans.clear()
+        self._forget()
 
     def own(self, layer: int, queries_TQD: Tensor, rule: AttentionRule) -> Tensor:
         """See Attention."""
@@ -75,9 +77,19 @@ class BlockAttention:
         if (visible, shape) not in self._plans:
             packed = self._packed
             spans = Spans.context(packed) if visible is None else Spans.own(packed, visible)
-            tables = [s.context_blocks if visible is None else s.blocks for s in packed.segments]
-            self._plans[visible, shape] = None if spans is None else _Plan.of(packed, spans, tables, shape)
+            table = self._table(of_prompts=visible is None)
+            self._plans[visible, shape] = None if spans is None else _Plan.of(packed, spans, table, shape)
         return self._plans[visible, shape]
+
+    def _table(self, *, of_prompts: bool) -> BlockTable:
+        if of_prompts not in self._tables:
+            tables = [s.context_blocks if of_prompts else s.blocks for s in self._packed.segments]
+            self._tables[of_prompts] = BlockTable.of(tables, self._packed.device)
+        return self._tables[of_prompts]
+
+    def _forget(self) -> None:
+        self._plans.clear()
+        self._tables.clear()
 
 
 @dataclass(frozen=True)
@@ -91,8 +103,7 @@ class _Plan:
     tiles: Tiles
 
     @classmethod
-    def of(cls, packed: PackedTokens, spans: Spans, tables: list[tuple[int, ...]], shape: TileShape) -> _Plan:
-        table = BlockTable.of(tables, packed.device)
+    def of(cls, packed: PackedTokens, spans: Spans, table: BlockTable, shape: TileShape) -> _Plan:
         tiles = Tiles.of(packed, spans, table, shape.chunk_tokens, shape.most_parts)
         return cls(shape, packed.block_tokens, spans, table, tiles)
 

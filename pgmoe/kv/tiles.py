@@ -30,8 +30,10 @@ class BlockTable:
     def of(cls, tables: Sequence[Sequence[int]], device: torch.device) -> BlockTable:
         """In the order of the sequences."""
         starts = list(accumulate(map(len, tables), initial=0))[:-1]
-        blocks = torch.frombuffer(array("i", chain.from_iterable(tables)), dtype=torch.int32)
-        return cls(blocks.to(device), starts)
+        blocks = array("i")
+        for table in tables:
+            blocks += array("i", table)
+        return cls(torch.frombuffer(blocks, dtype=torch.int32).to(device), starts)
 
 
 @dataclass(frozen=True)
@@ -92,4 +94,5 @@ def _grouped(lone: Sequence[list[list[int]]], most_parts: int, device: torch.dev
 
 
 def _int32(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    return torch.tensor(rows, dtype=torch.int32).to(device)
+    numbers = array("i", list(chain.from_iterable(rows)))
+    return torch.frombuffer(numbers, dtype=torch.int32).view(len(rows), -1).to(device)

@@ -24,8 +24,7 @@ INDICES = {"table", "tiles", "spans_T2", "merges"}
 
 SHAPES = (
     (90, TileShape(8, 4, 128, 128, torch.bfloat16)),
-    (86, TileShape(16, 1, 192, 128, torch.float16)),
-    (80, TileShape(2, 3, 24, 16, torch.float32)),
+    (86, TileShape(2, 3, 24, 16, torch.float32)),
 )
 """Compute capability, and a layer."""
 

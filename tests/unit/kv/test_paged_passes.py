@@ -60,7 +60,7 @@ def parts(family: str, draw: random.Random) -> list[list[Part]]:
     passes: list[list[Part]] = [[] for _ in lengths[0]]
     for number, counts in enumerate(lengths):
         own, context = (tuple(blocks.pop() for _ in range(8)) for _ in range(2))
-        prompt = tuple(draw.randrange(4, 120) for _ in range(draw.randint(1, 40))) if seq2seq else ()
+        prompt = tuple(draw.randrange(4, 120) for _ in range(draw.randint(1, 20))) if seq2seq else ()
         start = 0
         for parts_of_pass, num_tokens in zip(passes, counts, strict=True):
             token_ids = tuple(draw.randrange(4, 120) for _ in range(num_tokens))
