@@ -56,7 +56,7 @@ def parts(family: str, draw: random.Random) -> list[list[Part]]:
     seq2seq = family in ENCODER_DECODER_FAMILIES
     lengths: list[tuple[int, ...]] = [(draw.randint(2, 45), 1, 1), (45, 1, 1), (1, draw.randint(2, 45), 1)]
     if seq2seq:  # two attentions, and no groups of heads: it is long enough with less
-        lengths = [(5, 1), (1, draw.randint(2, 6))]
+        lengths = [(draw.randint(2, 6),), (1,)]
     passes: list[list[Part]] = [[] for _ in lengths[0]]
     for number, counts in enumerate(lengths):
         own, context = (tuple(blocks.pop() for _ in range(8)) for _ in range(2))
