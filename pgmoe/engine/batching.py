@@ -21,6 +21,7 @@ from pgmoe.engine.schedule import SchedulerLimits, SchedulerOutput
 from pgmoe.engine.scheduler import Scheduler
 from pgmoe.engine.sequence_runner import SequenceRunner
 from pgmoe.engine.stepper import Stepper
+from pgmoe.kv.choice import attention_over
 from pgmoe.kv.pages import Pages
 from pgmoe.kv.pool import KvPool, LayerShape
 from pgmoe.metrics.stats import EngineStats
@@ -47,7 +48,7 @@ def build_stepper(
     host = None
     if num_host_blocks:
         host = _pool(assembly, assembly.memory.kv_shapes, num_host_blocks, torch.device("cpu"))
-    pages = Pages(pool)
+    pages = Pages(pool, attention_over(pool))
     model = PagedModel(assembly.loaded.model, pages)
     runner = PagedRunner(model, pages, pool, assembly.device, begin_pass)
     block_bytes = assembly.memory.kv.block_bytes

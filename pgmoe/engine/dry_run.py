@@ -24,6 +24,7 @@ from pgmoe.errors import UnsupportedModel
 from pgmoe.experts.compute import ROWS, apply_ffn
 from pgmoe.experts.expander import Expander
 from pgmoe.experts.grouping import TokenGroups
+from pgmoe.kv.gathered import GatheredAttention
 from pgmoe.kv.pages import Pages
 from pgmoe.kv.pool import KvPool
 from pgmoe.layout import ExpertLayer
@@ -108,7 +109,7 @@ class DryRun:
         """Bytes that a step of these holds at most."""
         assert self.shapes is not None
         pool = KvPool(self.shapes, 1, BLOCK_TOKENS, META)
-        pages = Pages(pool)
+        pages = Pages(pool, GatheredAttention(pool))
         runner = PagedRunner(PagedModel(self._model, pages), pages, pool, META, _nobody)
         kept = [tensor for layer in pool.layers for tensor in (layer.keys, layer.values)]
         with LiveBytes(known=kept, constant=_weights(self._model)) as live:

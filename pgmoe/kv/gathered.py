@@ -12,17 +12,56 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pgmoe.attention_rule import AttentionRule
-from pgmoe.kv.pool import LayerPages
-from pgmoe.kv.reads import Read
+from pgmoe.attention_rule import AttentionRule, Visible
+from pgmoe.kv.packed import PackedTokens
+from pgmoe.kv.pool import KvPool, LayerPages
+from pgmoe.kv.reads import Read, ReadLimits, ReadPlanner, everything
 
 
-def attend(
-    queries_TQD: Tensor,
-    pages: LayerPages,
-    reads: Sequence[Read],
-    rule: AttentionRule,
-) -> Tensor:
+class GatheredAttention:
+    """An Attention for any rule and device: what is looked at is gathered first, unless it lies in a row.
+
+    What to look at is planned once for all layers that see alike.
+    """
+
+    def __init__(self, pool: KvPool) -> None:
+        self._pool = pool
+        self._token_bytes = max(shape.token_bytes for shape in pool.shapes)
+        self._dtype = pool.shapes[0].dtype
+        self._reads: dict[Visible, list[Read]] = {}
+
+    def begin(self, packed: PackedTokens) -> None:
+        """See Attention."""
+        self._planner = ReadPlanner(packed, self._pool.nothing, self._dtype)
+        self._reads.clear()
+
+    def end(self) -> None:
+        """See Attention."""
+        self._reads.clear()
+
+    def own(self, layer: int, queries_TQD: Tensor, rule: AttentionRule) -> Tensor:
+        """See Attention."""
+        if rule.visible not in self._reads:
+            num_heads, width = queries_TQD.shape[1:]
+            itemsize = self._dtype.itemsize
+            kept, alike = rule.expand is None, rule.bias is None and rule.sinks is None
+            limits = ReadLimits(
+                token_bytes=self._token_bytes if kept else 2 * num_heads * width * itemsize,
+                mask_bytes=(1 if alike else num_heads) * itemsize,
+            )
+            self._reads[rule.visible] = self._planner.own(rule, limits)
+        return _attend(queries_TQD, self._pool.layers[layer], self._reads[rule.visible], rule)
+
+    def context(self, layer: int, queries_TQD: Tensor, scale: float) -> Tensor:
+        """See Attention."""
+        if everything not in self._reads:
+            limits = ReadLimits(self._token_bytes, self._dtype.itemsize)
+            self._reads[everything] = self._planner.context(limits)
+        rule = AttentionRule(everything, scale)
+        return _attend(queries_TQD, self._pool.layers[layer], self._reads[everything], rule)
+
+
+def _attend(queries_TQD: Tensor, pages: LayerPages, reads: Sequence[Read], rule: AttentionRule) -> Tensor:
     """By `rule`, for which the reads are made -> (T, Q, V), Q = H * G query heads."""
     if len(reads) == 1 and isinstance(reads[0].rows, slice):  # all tokens of the pass, in their order
         return _one_call(queries_TQD[reads[0].rows], pages, reads[0], rule)

@@ -1,0 +1,32 @@
+"""Who computes attention over a pool."""
+
+from __future__ import annotations
+
+import logging
+
+from pgmoe.kv.attention import Attention
+from pgmoe.kv.gathered import GatheredAttention
+from pgmoe.kv.pool import KvPool
+
+_logger = logging.getLogger(__name__)
+
+
+def attention_over(pool: KvPool) -> Attention:
+    """Kernels for what they can do on CUDA devices, where they work; gathering for all else."""
+    gathered = GatheredAttention(pool)
+    return by_kernels(pool, gathered) if pool.device.type == "cuda" else gathered
+
+
+def by_kernels(pool: KvPool, gathered: GatheredAttention) -> Attention:
+    """Kernels if a trial of them goes well, which compiles some; else `gathered`, and a warning says why."""
+    try:
+        from pgmoe.kv.block_attention import BlockAttention
+        from pgmoe.kv.trial import try_out
+
+        try_out(BlockAttention, pool)
+    except Exception as error:  # whatever it is: no Triton, no compiler, numbers that are wrong
+        _logger.warning(
+            "keys and values are gathered for attention, since its kernels do not work: %r", error
+        )
+        return gathered
+    return BlockAttention(pool, gathered)
