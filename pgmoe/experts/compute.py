@@ -190,12 +190,19 @@ def _round_up(x_TD: Tensor) -> Tensor:
 
 
 def _project(x_Ta: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
-    """x times weight (b, a), or (a, b) where transposed, plus bias (b,)."""
+    """x times weight (b, a), or (a, b) where transposed, plus bias (b,).
+
+    On a CPU the weight stands on the left: the operand on the right is rearranged for each product, and that
+    takes longer than multiplying it by a few tokens. With 8 of them it was 1.3 to 1.7 times as fast, with 128
+    up to twice, in bfloat16 with AMX (by hand, one core).
+    """
     if len(x_Ta) == 1:
         y_Tb = x_Ta.new_empty(1, weight.shape[1 if transposed else 0])
         _project_one(x_Ta[0], weight, transposed, y_Tb[0])
-    else:
+    elif transposed or x_Ta.device.type != "cpu":
         y_Tb = x_Ta @ weight if transposed else functional.linear(x_Ta, weight)
+    else:
+        y_Tb = (weight @ x_Ta.t()).t()
     return y_Tb if bias is None else y_Tb + bias
 
 
