@@ -71,10 +71,10 @@ class EngineConfig(BaseModel):
     `prefetch_all` fetches all, `oracle` replays `gating_trace`. `auto`: `pregated` where that can be, else
     `speculative`."""
 
-    whole_layers: Literal["auto", "off"] = "auto"
-    """Where a gating guesses: `auto` fetches all missing experts of the next layer in steps of so many
-    tokens, of prompts most often, that nearly all of them will be used; the link need not wait for the
-    selection. `off`: never."""
+    whole_layers: Literal["auto", "off"] = "off"
+    """Where the gating `speculative` guesses: `auto` fetches all missing experts of the next layer in steps
+    of so many tokens, of prompts most often, that nearly all of them will be used; the link need not wait for
+    the selection. It has not paid on a CPU with a disk; no GPU has run it yet."""
 
     gating_trace: str | None = None
     """File of a recorded routing, for the gating `oracle`, which replays it."""
@@ -109,10 +109,11 @@ class EngineConfig(BaseModel):
     """How many later requests may be given a place before a waiting one, because of their priority or of
     their experts; after that nobody is."""
 
-    admission: Literal["experts", "fcfs"] = "experts"
+    admission: Literal["fcfs", "experts"] = "fcfs"
     """Who of several waiting requests of the same priority gets a free place: `fcfs`, the first; `experts`,
-    one whose experts are likely in their slots, or used by those that run, where that saves enough. Answers
-    are the same. Without effect where all experts have slots."""
+    one whose experts are likely in their slots, or used by those that run, where that is expected to save a
+    tenth of what steps move. For models whose experts differ by topic; without effect where all experts have
+    slots, and for encoder-decoders."""
 
     batch_invariant: bool = False
     """Compute each answer by itself, so that it has the same bits whatever else runs: a pass for each in

@@ -115,8 +115,8 @@ def _conditions(wanted: VariantsPlan, place: Place, num_rounds: int) -> dict[str
         "order": (
             f"{num_rounds} interleaved rounds after a warm-up of {WARM_UP_TOKENS} tokens a stream; every "
             "engine is a process of its own, idle while another is measured, and keeps experts and what it "
-            "learned from round to round, but no prefixes; medians, smallest and largest; ratios are taken "
-            "within a round"
+            "learned, of these very prompts too, from round to round, but no prefixes; medians, smallest and "
+            "largest; ratios are taken within a round"
         ),
         "experts in memory": wanted.device_memory,
         "options of all": options or "none but places for all streams, and their length",

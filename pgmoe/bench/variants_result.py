@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from statistics import median
 
 from pgmoe.bench.job import Measured
@@ -24,8 +23,8 @@ class VariantRound:
     longest_gap_s: float
     """The longest time from a token to the next of the same answer."""
     later_over_first: float | None
-    """Time to the first token of a stream's later requests over that of its first one, the middle of all
-    streams; None where each sends one."""
+    """Time to the first token of a lone stream's later requests over that of its first one, the middle of
+    them; None for one request, and for several streams, whose first requests wait for each other."""
 
     @classmethod
     def of(cls, measured: Measured[StreamsAnswer], job: StreamsJob, expected: StreamsAnswer) -> VariantRound:
@@ -40,7 +39,7 @@ class VariantRound:
             streams=StreamsRound.of(measured, expected),
             latency=Times.of([answer.arrivals_s[-1] for answer in answers]),
             longest_gap_s=max(gaps, default=0.0),
-            later_over_first=_later_over_first(answers, job),
+            later_over_first=_later_over_first(answers) if len(job.streams) == 1 else None,
         )
 
 
@@ -73,10 +72,6 @@ class VariantsResult(Record):
         return paired_ratio([value(r) for r in variant.rounds], [value(r) for r in self.variants[0].rounds])
 
 
-def _later_over_first(answers: Sequence[Answered], job: StreamsJob) -> float | None:
-    left = iter(answers)
-    found = []
-    for stream in job.streams:
-        first, *later = (answer.arrivals_s[0] for answer in islice(left, len(stream)))
-        found += [seconds / first for seconds in later]
-    return median(found) if found else None
+def _later_over_first(answers: Sequence[Answered]) -> float | None:
+    first, *later = (answer.arrivals_s[0] for answer in answers)
+    return median(later) / first if later else None

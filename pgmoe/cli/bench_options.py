@@ -49,14 +49,18 @@ def link_options(emulate: str | None) -> tuple[tuple[str, str | int], ...]:
     return () if emulate is None else (("emulated_link", emulate),)
 
 
-def read_documents(text: Path) -> list[str]:
-    """See `Documents`. Raises ConfigError for a file that cannot be read or has none."""
+def read_documents(text: Path, source: str | None = None) -> list[str]:
+    """See `Documents`; of a Parquet file, with a `source`, the rows that name it in the column of this name.
+
+    Raises ConfigError for a file that cannot be read or has none.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         if text.suffix == ".parquet":
-            found = parquet.read_table(text, columns=["text"])["text"].to_pylist()
+            rows = None if source is None else [("source", "=", source)]
+            found = parquet.read_table(text, columns=["text"], filters=rows)["text"].to_pylist()
         else:
             found = text.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError, KeyError, pa.ArrowException) as error:

@@ -21,11 +21,12 @@ Variants = Annotated[
 ]
 Name = Annotated[str, typer.Argument(help="What is compared, for the result file's name.")]
 Topics = Annotated[
-    list[Path],
+    list[str],
     typer.Option(
         "--text",
-        help="A topic: prompts are beginnings of its documents (a line each, or a Parquet column `text`). "
-        "Streams take turns at the topics. None: uniformly drawn tokens.",
+        help="FILE or FILE:SOURCE, a topic: prompts are beginnings of its documents (a line each, or a "
+        "Parquet column `text`, all rows or those of a `source`). Streams take turns at the topics. None: "
+        "uniformly drawn tokens.",
     ),
 ]
 
@@ -78,7 +79,7 @@ def variants(
 
 def _job(
     folder: Path,
-    topics: list[Path],
+    topics: list[str],
     num_streams: int,
     num_requests: int,
     length: int,
@@ -92,7 +93,7 @@ def _job(
     if topics and num_shared:
         raise typer.BadParameter("documents begin as they do: give --shared without --text")
     if topics:
-        documents = [read_documents(topic) for topic in topics]
+        documents = [read_documents(*_topic(topic)) for topic in topics]
         prompts = topic_prompts(str(folder), documents, num_streams, num_requests, length)
     else:
         prompts = shared_prompts(str(folder), num_streams, num_requests, length, num_shared)
@@ -100,9 +101,15 @@ def _job(
     return job
 
 
-def _drawn(topics: list[Path], num_shared: int) -> str:
+def _topic(text: str) -> tuple[Path, str | None]:
+    """File and source."""
+    name, colon, source = text.rpartition(":")
+    return (Path(name), source) if colon else (Path(text), None)
+
+
+def _drawn(topics: list[str], num_shared: int) -> str:
     if topics:
-        names = ", ".join(topic.stem for topic in topics)
+        names = ", ".join(source or file.stem for file, source in map(_topic, topics))
         return f"beginnings of documents, streams taking turns at {len(topics)} topics ({names})"
     shared = f"; those of a stream share their first {num_shared}" if num_shared else ""
     return f"uniformly drawn tokens{shared}"

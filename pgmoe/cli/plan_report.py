@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pgmoe.layout import ExpertLayer
 
 BATCHES = (1, 4, 16, 64)
-"""From this share of a layer's experts on, bringing all of them in order costs no more than choosing."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,8 @@ class Batch:
 
 
 def batches(layer: ExpertLayer, cost: TokenCost) -> list[Batch]:
-    """What uniform routing makes of batches of several sizes, and what the engine's rule does if no expert of
-    the layer is there."""
+    """What uniform routing makes of batches of several sizes, and what the rule of `whole_layers` says if no
+    expert of the layer is there, and if a batch takes as long as one token."""
     whole = WholeLayers([layer.num_experts], [layer.top_k], cost.expert_bytes)
     layer_s = cost.compute_s * layer.num_experts / cost.num_experts
     found = []

@@ -106,29 +106,41 @@ def assemble(
             gating = wrap_gating(gating)
         # An accelerator waits for copies by itself, unseen: stalls do not say there what guesses may gain.
         rules = LimiterRules(least_stall_share=0.0) if accelerator else LimiterRules()
-        footprints = None
-        if config.admission == "experts" and memory.num_slots < shape.num_experts:
-            footprints = Footprints([layer.num_experts for layer in loaded.layers], 2 * config.max_running)
-        ledger = _plug(config, loaded, pool, gating, PrefetchLimiter(bandwidth, rules), footprints, stats)
+        limiter = PrefetchLimiter(bandwidth, rules)
+        prefetcher = _prefetcher(config, loaded.layers, gating, pool, limiter, stats)
+        footprints = _footprints(config, loaded, memory)
+        ledger = _plug(loaded, pool, prefetcher, footprints)
         on_failure.pop_all()
     return Assembly(loaded, pool, gating, ledger, footprints, memory, device, dtype)
 
 
-def _plug(
+def _prefetcher(
     config: EngineConfig,
-    loaded: LoadedModel,
-    pool: ExpertPool,
+    layers: tuple[ExpertLayer, ...],
     gating: Gating,
+    pool: ExpertPool,
     limiter: PrefetchLimiter,
-    footprints: Footprints | None,
     stats: ExpertStats,
+) -> Prefetcher:
+    weight_bytes = max(layer.layout.weight_bytes for layer in layers)
+    num_experts, top_k = zip(*((layer.num_experts, layer.top_k) for layer in layers), strict=True)
+    whole = WholeLayers(num_experts, top_k, weight_bytes) if config.whole_layers == "auto" else None
+    return Prefetcher(gating, pool, limiter, GuessTrust(), weight_bytes, stats, whole)
+
+
+def _footprints(config: EngineConfig, loaded: LoadedModel, memory: MemoryPlan) -> Footprints | None:
+    """None where nobody asks for them, or they would not tell anything."""
+    all_in_slots = memory.num_slots == memory.num_experts
+    if config.admission == "fcfs" or all_in_slots or loaded.model.config.is_encoder_decoder:
+        return None
+    return Footprints([layer.num_experts for layer in loaded.layers], 2 * config.max_running)
+
+
+def _plug(
+    loaded: LoadedModel, pool: ExpertPool, prefetcher: Prefetcher, footprints: Footprints | None
 ) -> Ledger:
     """Have every MoE layer take its experts from the pool, and blocks that choose early say so."""
     ledger = Ledger()
-    weight_bytes = max(layer.layout.weight_bytes for layer in loaded.layers)
-    num_experts, top_k = zip(*((layer.num_experts, layer.top_k) for layer in loaded.layers), strict=True)
-    whole = WholeLayers(num_experts, top_k, weight_bytes) if config.whole_layers == "auto" else None
-    prefetcher = Prefetcher(gating, pool, limiter, GuessTrust(), weight_bytes, stats, whole)
     plugged = [
         PooledExperts(i, layer, pool, prefetcher, ledger, footprints) for i, layer in enumerate(loaded.layers)
     ]

@@ -36,13 +36,13 @@ def build_stepper(
     pace = StepPace(assembly.memory.prefill_chunk, config.max_inter_token_s)
     begin_pass = _announcer(assembly)
     billing = Billing(assembly.ledger, stats.experts)
-    prefer = None
-    if assembly.footprints is not None:
-        prefer = ExpertChoice(assembly.footprints.of, lambda: assembly.pool.held)
+    footprints = assembly.footprints
+    prefer = None if footprints is None else ExpertChoice(footprints.of, lambda: assembly.pool.held)
+    ended = _nobody if footprints is None else footprints.forget
     if assembly.memory.kv_shapes is None:
         alone = SequenceRunner(assembly.loaded.model, assembly.device, begin_pass)
         scheduler = Scheduler(_limits(config, assembly, num_host_blocks=0), prefer=prefer)
-        return Stepper(scheduler, alone, _nothing_to_move, billing, pace, stats, lock), scheduler
+        return Stepper(scheduler, alone, _nothing_to_move, billing, pace, stats, lock, ended), scheduler
     num_host_blocks = parse_bytes(config.kv_swap_memory) // assembly.memory.kv.block_bytes
     pool = _pool(assembly, assembly.memory.kv_shapes, assembly.memory.num_blocks, assembly.device)
     host = None
@@ -55,7 +55,7 @@ def build_stepper(
     mover = BlockMover(pool, host, block_bytes, lambda: pace.prompt_token_s)
     limits = _limits(config, assembly, num_host_blocks)
     scheduler = Scheduler(limits, swap_pays=mover.swap_pays, prefer=prefer)
-    return Stepper(scheduler, runner, mover.move, billing, pace, stats, lock), scheduler
+    return Stepper(scheduler, runner, mover.move, billing, pace, stats, lock, ended), scheduler
 
 
 def _limits(config: EngineConfig, assembly: Assembly, num_host_blocks: int) -> SchedulerLimits:
@@ -89,6 +89,10 @@ def _announcer(assembly: Assembly) -> BeginPass:
             assembly.footprints.begin(sequences, token_ids)
 
     return begin_pass
+
+
+def _nobody(sequence: str) -> None:
+    """Is told of a sequence's end."""
 
 
 def _nothing_to_move(step: SchedulerOutput) -> None:

@@ -87,6 +87,13 @@ class Intake:
                 "encoder, which predicts no tokens; leave it out",
                 "prompt_logprobs",
             )
+        if params.prompt_logprobs is not None and not self._memory.paged:
+            raise InvalidRequest(
+                f"prompt_logprobs {params.prompt_logprobs}: {self._info.name} reads each prompt in one step "
+                "here, without room for the logits of all its tokens (batch_invariant, or a model that has "
+                "caches of its own); leave it out",
+                "prompt_logprobs",
+            )
 
     def _check_answers(self, num_answers: int, num_tokens: int) -> None:
         """Whether there is ever room for so many side by side."""

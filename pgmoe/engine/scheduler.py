@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 
 from pgmoe.engine.kv_memory import KvMemory
 from pgmoe.engine.schedule import BlockPairs, Chunk, NewSequence, SchedulerLimits, SchedulerOutput
@@ -13,6 +14,10 @@ from pgmoe.errors import EngineOverloaded
 
 Prefer = Callable[[Mapping[str, Sequence[int]], Mapping[str, Sequence[int]]], str | None]
 """(who waits, who runs), each with its tokens and in order, to who is to be admitted; None: the first."""
+
+
+MOST_CHOICES = 8
+"""Of those who wait, the first ones are offered: each costs time, in which nothing is computed."""
 
 
 def _never_pays(num_computed_tokens: int) -> bool:
@@ -221,9 +226,8 @@ class Scheduler:
         self._waiting.push(victim)
 
     def _admit(self, step: StepPlan) -> None:
-        while step.tokens_left and (sequence := self._next_to_admit()) is not None:
-            if step.limited >= (sequence.new.max_chunk or step.limited + 1):
-                return  # it would get none of this step
+        while step.tokens_left and (sequence := self._next_to_admit(step)) is not None:
+            self.num_preferred += sequence is not self._waiting.head()
             self._waiting.admit(sequence)
             self._running[sequence.sequence_id] = sequence
             step.swap_in(self._memory.place(sequence))
@@ -233,22 +237,23 @@ class Scheduler:
                 self.num_prefix_hits += sequence.num_computed
             self._give_prompt_tokens(step, sequence)
 
-    def _next_to_admit(self) -> ScheduledSequence | None:
+    def _next_to_admit(self, step: StepPlan) -> ScheduledSequence | None:
         """The first who waits, if it can be admitted, or one of its class that is preferred."""
         head = self._waiting.head()
-        if head is None or not self._can_admit(head):
+        if head is None or not self._can_admit(head, step):
             return None
         if self._prefer is None:
             return head
-        peers = self._waiting.peers(head)
-        waiting = {peer.sequence_id: peer.token_ids for peer in peers if self._can_admit(peer)}
+        admissible = (peer for peer in self._waiting.peers(head) if self._can_admit(peer, step))
+        waiting = {peer.sequence_id: peer.token_ids for peer in islice(admissible, MOST_CHOICES)}
+        if len(waiting) == 1:
+            return head
         running = {name: sequence.token_ids for name, sequence in self._running.items()}
         preferred = self._prefer(waiting, running)
-        if preferred is None or preferred == head.sequence_id:
-            return head
-        self.num_preferred += 1
-        return self._sequences[preferred]
+        return head if preferred is None else self._sequences[preferred]
 
-    def _can_admit(self, sequence: ScheduledSequence) -> bool:
+    def _can_admit(self, sequence: ScheduledSequence, step: StepPlan) -> bool:
+        if step.limited >= (sequence.new.max_chunk or step.limited + 1):
+            return False  # it would get none of this step
         has_places = self.num_running + sequence.places <= self._limits.max_running
         return has_places and self._memory.has_room_for(sequence)

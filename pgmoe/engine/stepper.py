@@ -57,8 +57,9 @@ class Stepper:
         pace: StepPace,
         stats: EngineStats,
         lock: Lock,
+        ended: Callable[[str], None],
     ) -> None:
-        """`move` moves the KV blocks that a step needs moved."""
+        """`move` moves the KV blocks that a step needs moved; `ended` is told of each sequence's end."""
         self._scheduler = scheduler
         self._runner = runner
         self._move = move
@@ -66,6 +67,7 @@ class Stepper:
         self._pace = pace
         self._stats = stats
         self._lock = lock
+        self._ended = ended
 
     def step(self, sequences: Mapping[str, Sequence], report: Report) -> list[Event]:
         """Run one; no event for answers whose prompt goes on. Raises DeviceLost."""
@@ -105,6 +107,7 @@ class Stepper:
     def forget(self, sequence: Sequence) -> None:
         """It has ended, wherever it was."""
         self._runner.forget(sequence.key)
+        self._ended(sequence.key)
 
     def _note_first(self, sequence: Sequence) -> None:
         if sequence.first_step_s is None:

@@ -21,8 +21,10 @@ NEWEST_RATE = 0.1
 """How much a sequence's newest token weighs in its footprint, which remembers some 10 tokens."""
 USUAL_RATE = 0.02
 """How much one pass weighs in what is usual."""
-MOST_ROWS = 512
-"""Tokens of a pass that are looked at, the last ones of each sequence."""
+PASS_BYTES = 4 * 2**20
+"""For the tokens of a pass that are looked at, the last ones of each sequence."""
+TABLE_BYTES = 4 * 2**20
+"""For what kinds of tokens used."""
 MOST_PROMPT_TOKENS = 128
 """Of a prompt, the last ones, by which it is judged."""
 
@@ -33,27 +35,43 @@ class Footprints:
     A footprint (L, E) says for each expert how likely a token of the sequence is to use it. Who has run is
     judged by what it used; who has not, by its prompt's tokens: each by what it used the last time that it
     was computed, whoever's it was, since routing depends on the token itself for the most part (Xue et al.
-    2024, arXiv 2402.01739, section 4: context-independent specialisation). All that is kept is bounded.
+    2024, arXiv 2402.01739: context-independent specialisation). For decoders: a token is remembered if all
+    layers saw it. All that is kept is bounded.
     """
 
     def __init__(
-        self, experts_per_layer: Sequence[int], num_sequences: int, *, num_tokens: int = 8192
+        self, experts_per_layer: Sequence[int], num_sequences: int, *, num_tokens: int | None = None
     ) -> None:
-        """Remembers so many sequences and kinds of tokens, those that ran last."""
+        """Remembers so many sequences and kinds of tokens (as TABLE_BYTES hold), those that ran last."""
         self._num_experts = tuple(experts_per_layer)
         self._shape = (len(experts_per_layer), max(experts_per_layer))
         size = self._shape[0] * self._shape[1]
+        if num_tokens is None:
+            num_tokens = max(1, 8 * TABLE_BYTES // size)
         self._recent_SLE: Floats = np.zeros((num_sequences, *self._shape), np.float32)
+        self._known_SL = np.zeros((num_sequences, self._shape[0]), bool)
         self._sequences: _Rows[str] = _Rows(num_sequences)
         self._bits_VB = np.zeros((num_tokens, -(-size // 8)), np.uint8)
         self._tokens: _Rows[int] = _Rows(num_tokens)
         self._usual_LE: Floats = np.zeros(self._shape, np.float32)
         self._pass: _Pass | None = None
 
+    @staticmethod
+    def num_bytes(experts_per_layer: Sequence[int], num_sequences: int) -> int:
+        """What one of these takes at most."""
+        size = len(experts_per_layer) * max(experts_per_layer)
+        return TABLE_BYTES + 2 * PASS_BYTES + (2 * num_sequences + 2) * 4 * size
+
     def begin(self, sequences: Sequence[str], token_ids: Sequence[Sequence[int]]) -> None:
         """A pass of these sequences' tokens begins, in this order."""
         self._fold()
         self._pass = _Pass(sequences[: len(self._recent_SLE)], token_ids, self._shape)
+
+    def forget(self, sequence: str) -> None:
+        """Another sequence may have its name from now on."""
+        self._fold()
+        if sequence in self._sequences:
+            self._clear(self._sequences[sequence])
 
     def enter(self, layer: int, ids_NK: Tensor) -> None:
         """A layer used these experts (on the host; those at or above its number stand for none)."""
@@ -63,8 +81,9 @@ class Footprints:
     def of(self, sequence: str, token_ids: Sequence[int]) -> Floats:
         """The footprint (L, E) of a sequence of these tokens; zeros as long as nothing has run."""
         self._fold()
-        if sequence in self._sequences:
-            recent_LE: Floats = self._recent_SLE[self._sequences[sequence]]
+        row = self._sequences.get(sequence)
+        if row is not None and self._known_SL[row].any():
+            recent_LE: Floats = self._recent_SLE[row]
             return recent_LE
         newest = token_ids[-MOST_PROMPT_TOKENS:]
         rows = [self._tokens[token] for token in newest if token in self._tokens]
@@ -78,17 +97,29 @@ class Footprints:
         ended, self._pass = self._pass, None
         if ended is None or not ended.entered.any():
             return
-        layers_L1 = ended.entered[:, None]
-        for sequence, count, used_LE in zip(ended.sequences, ended.counts, ended.means(), strict=True):
-            known = sequence in self._sequences
-            recent_LE = self._recent_SLE[self._sequences.place(sequence)]
-            weight = 1 - (1 - NEWEST_RATE) ** count if known else 1.0
-            recent_LE *= known
-            recent_LE += weight * layers_L1 * (used_LE - recent_LE)
-            self._usual_LE += USUAL_RATE * layers_L1 * (used_LE - self._usual_LE)
+        used_SLE, counts_S1 = ended.means(), np.array(ended.counts)[:, None]
+        rows_S = [self._place(sequence) for sequence in ended.sequences]
+        newest_SL = np.where(self._known_SL[rows_S], 1 - (1 - NEWEST_RATE) ** counts_S1, 1.0)
+        weights_SL1 = (newest_SL * ended.entered)[:, :, None].astype(np.float32)
+        self._recent_SLE[rows_S] += weights_SL1 * (used_SLE - self._recent_SLE[rows_S])
+        self._known_SL[rows_S] |= ended.entered
+        usual_L1 = USUAL_RATE * ended.entered[:, None]
+        self._usual_LE += usual_L1 * (used_SLE.mean(axis=0) - self._usual_LE)
         if ended.entered.all():  # else a layer would stand there as one that uses nothing
             rows = [self._tokens.place(token) for token in ended.token_ids]
             self._bits_VB[rows] = np.packbits(ended.used_TLE.reshape(len(rows), -1), axis=1)
+
+    def _place(self, sequence: str) -> int:
+        """Its row; a new one knows nothing."""
+        is_new = sequence not in self._sequences
+        row = self._sequences.place(sequence)
+        if is_new:
+            self._clear(row)
+        return row
+
+    def _clear(self, row: int) -> None:
+        self._recent_SLE[row] = 0
+        self._known_SL[row] = False
 
 
 class _Pass:
@@ -97,7 +128,8 @@ class _Pass:
     def __init__(
         self, sequences: Sequence[str], token_ids: Sequence[Sequence[int]], shape: tuple[int, int]
     ) -> None:
-        each = max(1, MOST_ROWS // len(sequences))
+        most_rows = PASS_BYTES // (shape[0] * (shape[1] + 1))
+        each = max(1, most_rows // len(sequences))
         ends = np.cumsum([len(ids) for ids in token_ids])
         self.num_tokens = int(ends[-1])
         self.sequences = sequences

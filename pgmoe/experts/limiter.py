@@ -31,7 +31,8 @@ class PrefetchLimiter:
 
     def __init__(self, bandwidth: float, rules: LimiterRules | None = None) -> None:
         """`bandwidth`: bytes per second that the link carries."""
-        self._bandwidth = bandwidth
+        self.bandwidth = bandwidth
+        """Bytes per second."""
         self._rules = rules or LimiterRules()
         self._windows: deque[float] = deque(maxlen=self._rules.num_windows)
         self._layers: deque[tuple[float, float]] = deque()
@@ -48,7 +49,7 @@ class PrefetchLimiter:
     @property
     def budget_bytes(self) -> int:
         """What the link carries during one layer's compute."""
-        return int(self._bandwidth * self.window_s)
+        return int(self.bandwidth * self.window_s)
 
     def observe_layer(self, seconds: float, stall_s: float, *, lone: bool = True) -> None:
         """A layer took so long from its start to the next one's; compute waited for `stall_s` of it.

@@ -48,7 +48,7 @@ class ExpertPool:
         stats: ExpertStats,
         host: HostTier | None = None,
     ) -> None:
-        """`host` is the tier that the link passes through, if it does."""
+        """`host`: the tier that the link passes through, if it does."""
         self._layers = layers
         self._store = store
         self._arena = arena
@@ -73,10 +73,9 @@ class ExpertPool:
     ) -> Iterator[Iterator[list[LentExpert]]]:
         """Lend these distinct experts of one layer, each exactly once, as they are ready.
 
-        They come in batches of 1 to `at_once`: resident ones first, in order, while the missing are read;
-        then each as it arrives. With fewer slots than experts, those of one batch are given on when the next
-        is asked for. The iterator raises ExpertReadError if an expert's bytes cannot be had. Nothing stays
-        pinned, nor on its way on demand, after the `with` block. One lease at a time.
+        In batches of 1 to `at_once`: resident ones first, in order, while the missing are read; then each as
+        it arrives. A batch's slots are given on when the next is asked for. Raises ExpertReadError if an
+        expert's bytes cannot be had. Nothing stays pinned, nor demanded, after it. One lease at a time.
         """
         assert not self._leased, layer
         self._leased = True
@@ -91,19 +90,16 @@ class ExpertPool:
             self._stats.resident = len(self._cache)
 
     def prefetch(self, layer: int, experts: Iterable[int], *, exact: bool, max_bytes: float) -> int:
-        """Order those of these experts of a coming layer that are missing, the first ones first.
+        """Order those of these experts of a coming layer that are missing, first ones first -> bytes ordered.
 
         Stops before more than `max_bytes`, or where no slot can be had: a guess takes free ones and cold
-        ones, an exact selection any that is not pinned or expected. Returns the bytes ordered. Those named
-        are spared by other guesses until their layer had its turn.
+        ones, an exact selection any that is not pinned or expected. Those named are spared by other guesses.
         """
         wanted = [ExpertId(layer, e) for e in experts]
         self._warmth.expect(layer, wanted)
         urgency = Urgency.EXACT if exact else Urgency.GUESS
         num_bytes, ordered = self._layers[layer].layout.weight_bytes, 0
-        for expert in wanted:
-            if self._cache.state(expert) is not SlotState.MISSING:
-                continue
+        for expert in filter(self.is_missing, wanted):
             if ordered + num_bytes > max_bytes or not self._order(expert, urgency):
                 break
             self._unproven.add(expert)
@@ -118,8 +114,12 @@ class ExpertPool:
 
     @property
     def held(self) -> Collection[ExpertId]:
-        """Experts in a slot or on their way to one, for a look at once."""
+        """Experts in a slot or on their way to one; a live view."""
         return self._cache.held
+
+    def num_missing(self, layer: int) -> int:
+        """How many of this layer's experts are missing."""
+        return sum(self.is_missing(ExpertId(layer, e)) for e in range(self._layers[layer].num_experts))
 
     def is_missing(self, expert: ExpertId) -> bool:
         """Neither in a slot nor on its way to one."""
@@ -220,7 +220,7 @@ class ExpertPool:
         self._cache.unpin(expert)
 
     def _order(self, expert: ExpertId, urgency: Urgency) -> bool:
-        """Reserve what the expert needs on each tier and order it; False, changing nothing, if that fails."""
+        """Reserve what the expert needs on each tier and order it; False, changing nothing, if not."""
         if self._host is not None and not self._host.has_room(expert):
             return False
         place = self._place(expert, urgency)

@@ -48,6 +48,8 @@ class Prefetcher:
         self._whole = whole if gating.limited and not gating.exact else None
         self._began: tuple[int, float, float] | None = None
         """The layer under way, when it began, and the stall until then."""
+        self._computed_s = 0.0
+        """How long the layer before it in the same pass computed; 0 for a first one."""
         self._resting = False
         self._attentive = True
         self._guessed: dict[int, list[tuple[int, int]]] = {}
@@ -77,44 +79,45 @@ class Prefetcher:
         guessing = not limited or (self._trust.on and not self._resting)
         self._attentive = guessing or (not self._resting and self._trust.sample())
         self._stats.prefetch_on = guessing or exact
-        return self._gating.look_ahead(layer, hidden) if self._attentive or exact else None
+        asked = self._attentive or exact or self._may_be_whole(len(hidden))
+        return self._gating.look_ahead(layer, hidden) if asked else None
 
     def follow(self, routing: Routing, selected: Collection[int]) -> None:
         """This layer's experts are known and ordered: order what comes next, as far as that is allowed."""
         if not self._gating.predicts:
             return
-        guessed, lone = self._guessed.pop(routing.layer, ()), len(routing.ids) == 1
+        num_tokens = len(routing.ids)
+        guessed, lone = self._guessed.pop(routing.layer, ()), num_tokens == 1
         for grade, expert in guessed if lone else ():
             self._trust.score(grade, expert in selected)
         self._stats.prefetch_switches = self._trust.num_switches
-        if self._fetch_whole(routing.layer, len(routing.ids), len(selected)):
-            return
-        if self._resting and not self._gating.exact:  # learning what to guess is most of what it costs
+        if self._may_be_whole(num_tokens):
+            assert self._whole is not None
+            self._whole.observe(routing.layer, num_tokens, len(selected))
+        elif self._resting and not self._gating.exact:  # learning what to guess is most of what it costs
             return
         for prediction in self._gating.predict(routing):
             if prediction.exact or not self._gating.limited:
                 self._order(prediction, prediction.experts, UNLIMITED)
-            elif not self._attentive:
+            elif routing.ahead and self._pays_whole(prediction.layer, num_tokens):
+                assert self._whole is not None
+                self._order(prediction, self._whole.all_of(prediction), UNLIMITED)
+            elif self._resting or not self._attentive:
                 continue
             elif lone:
                 self._order(prediction, self._trusted(prediction), self._limit())
             elif self._trust.on:
                 self._order(prediction, prediction.experts, self._limit())
 
-    def _fetch_whole(self, layer: int, num_tokens: int, num_used: int) -> bool:
-        """Order all of the next layer, if that pays in a pass of so many tokens; whether it does."""
-        if self._whole is None or num_tokens == 1:
+    def _may_be_whole(self, num_tokens: int) -> bool:
+        return self._whole is not None and self._whole.concerns(num_tokens)
+
+    def _pays_whole(self, layer: int, num_tokens: int) -> bool:
+        """Whether to order all of this layer. It was looked at ahead, so it comes in the same pass."""
+        if self._whole is None or not self._whole.concerns(num_tokens):
             return False
-        self._whole.observe(layer, num_tokens, num_used)
-        following = self._whole.after(layer)
-        if following is None:
-            return False
-        coming = (ExpertId(following.layer, expert) for expert in following.experts)
-        num_missing = sum(map(self._pool.is_missing, coming))
-        pays = self._whole.pays(following.layer, num_tokens, num_missing, self._limiter.budget_bytes)
-        if pays:
-            self._order(following, following.experts, UNLIMITED)
-        return pays
+        idle_bytes = self._limiter.bandwidth * self._computed_s
+        return self._whole.pays(layer, num_tokens, self._pool.num_missing(layer), idle_bytes)
 
     def _trusted(self, prediction: Prediction) -> Sequence[int]:
         """Those worth fetching. All that are missing are remembered, to be scored when their layer comes."""
@@ -136,7 +139,9 @@ class Prefetcher:
     def _observe(self, layer: int, *, lone: bool) -> None:
         """Tell the limiter how long the layer before took; nothing between two passes, where requests end."""
         now, stall_s = time.perf_counter(), self._stats.stall_s
+        self._computed_s = 0.0
         if self._began is not None and layer > self._began[0]:
             _, began, stall_then = self._began
             self._limiter.observe_layer(now - began, stall_s - stall_then, lone=lone)
+            self._computed_s = max(0.0, now - began - (stall_s - stall_then))
         self._began = (layer, now, stall_s)

@@ -21,7 +21,7 @@ class Attention(Protocol):
         ...
 
     def end(self) -> None:
-        """The pass is over: nothing of it is kept."""
+        """The pass is over: nothing that was planned for it is used again."""
         ...
 
     def own(self, layer: int, queries_TQD: Tensor, rule: AttentionRule) -> Tensor:

@@ -2,8 +2,8 @@
 
 A tile is some consecutive tokens of one sequence, with the query heads that share a head of keys and values,
 and a run of positions to look at. Keys come in steps of fixed size, at multiples of it, in ascending order,
-and a key that a token does not see adds exactly nothing to it. So a token's result does not depend on what
-else is in the pass, not in a single bit.
+and a key that a token does not see adds exactly nothing to it, as long as its value is finite. So a token's
+result does not depend on what else is in the pass, not in a single bit.
 
 Scores are exponents of two. Sums are float32, whatever the type of keys and values.
 Shape letters: T tokens of the pass, Q query heads, H heads of keys and values, P places of the pool, D width

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
 from pgmoe.kv.attention import Attention
 from pgmoe.kv.gathered import GatheredAttention
 from pgmoe.kv.pool import KvPool
@@ -24,7 +26,9 @@ def by_kernels(pool: KvPool, gathered: GatheredAttention) -> Attention:
         from pgmoe.kv.trial import try_out
 
         try_out(BlockAttention, pool)
-    except Exception as error:  # whatever it is: no Triton, no compiler, numbers that are wrong
+    except (torch.AcceleratorError, torch.OutOfMemoryError):  # gathering would meet the same
+        raise
+    except Exception as error:  # whatever else it is: no Triton, no compiler, numbers that are wrong
         _logger.warning(
             "keys and values are gathered for attention, since its kernels do not work: %r", error
         )

@@ -9,8 +9,8 @@ import torch
 
 from pgmoe.config import EngineConfig
 from pgmoe.engine.engine import Engine
-from pgmoe.errors import UnsupportedModel
-from pgmoe.request import Completion, RequestOutput
+from pgmoe.errors import InvalidRequest, UnsupportedModel
+from pgmoe.request import Completion, Request, RequestOutput, SamplingParams
 from tests.conftest import TinyCheckpoints
 from tests.support.mixtures import Arrival, alone, first_difference, play, random_mixture
 
@@ -78,3 +78,10 @@ def test_without_it_answers_differ_by_rounding_and_by_what_rounding_makes_a_rout
 def test_an_encoder_decoder_is_refused_with_the_way_out(tiny: TinyCheckpoints) -> None:
     with pytest.raises(UnsupportedModel, match="batch_invariant is for decoders; leave it out"):
         Engine(EngineConfig.parse({"model": str(tiny("switch_transformers")), "batch_invariant": True}))
+
+
+@pytest.mark.parametrize(("family", "batch_invariant"), [("mixtral", True), ("minimax", False)])
+def test_log_probabilities_of_prompts_are_refused_where_prompts_are_not_cut(engine: Engine) -> None:
+    params = SamplingParams(max_tokens=1, prompt_logprobs=1)
+    with pytest.raises(InvalidRequest, match=r"prompt_logprobs 1: .*batch_invariant"):
+        engine.accept(Request(request_id="a", prompt_token_ids=(5, 6), params=params))

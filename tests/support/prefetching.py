@@ -82,8 +82,9 @@ class Rig:
         self.gating.says = says
         self.prefetcher.look_ahead(layer, torch.zeros(len(uses), 2))
         distinct = sorted(set(uses))
+        ahead = [[says[0].experts[0]]] * len(uses) if says else ()
         with self.parts.pool.lease(layer, distinct) as lent:
-            self.prefetcher.follow(routing(layer, *([e] for e in uses)), distinct)
+            self.prefetcher.follow(routing(layer, *([e] for e in uses), ahead=ahead), distinct)
             for _ in lent:
                 pass
 

@@ -48,17 +48,19 @@ def test_variants_are_measured_on_the_same_requests_and_compared(
         draw_result(result, tmp_path / "picture.png")
 
 
-def test_later_requests_of_a_stream_are_compared_to_its_first() -> None:
-    job = StreamsJob.of([[1], [2], [3], [4]], 2, 3, 0)
+def test_later_requests_of_a_lone_stream_are_compared_to_its_first() -> None:
+    job = StreamsJob.of([[1], [2], [3], [4]], 1, 3, 0)
     answers = [Answered((1, 2, 3), times) for times in ((2, 3, 5), (1, 2, 9), (4, 5, 6), (1, 2, 3))]
     answer = StreamsAnswer(10.0, tuple(answers))
     found = VariantRound.of(Measured(answer, MEMORY), job, answer)
-    assert found.later_over_first == pytest.approx((1 / 2 + 1 / 4) / 2)
+    assert found.later_over_first == pytest.approx(1 / 2)
     assert found.longest_gap_s == 7
     assert (found.latency.p50_s, found.streams.num_same) == (5.5, 4)
-    alone = StreamsJob.of([[1], [2]], 2, 3, 0)
-    first = StreamsAnswer(10.0, tuple(answers[:2]))
-    assert VariantRound.of(Measured(first, MEMORY), alone, first).later_over_first is None
+    several = StreamsJob.of([[1], [2], [3], [4]], 2, 3, 0)
+    assert VariantRound.of(Measured(answer, MEMORY), several, answer).later_over_first is None
+    alone = StreamsAnswer(10.0, tuple(answers[:1]))
+    one = StreamsJob.of([[1]], 1, 3, 0)
+    assert VariantRound.of(Measured(alone, MEMORY), one, alone).later_over_first is None
 
 
 def test_prompts_of_a_stream_share_their_beginning_and_nothing_else(tiny: TinyCheckpoints) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from pgmoe.engine.schedule import Chunk, SchedulerOutput
+from pgmoe.engine.scheduler import MOST_CHOICES
 from pgmoe.errors import EngineOverloaded
 from tests.support.scheduling import ANY, add, only, scheduler_with, sizes, step
 
@@ -250,11 +251,12 @@ def test_only_who_could_be_admitted_now_is_offered_for_choice() -> None:
     scheduler = scheduler_with(num_blocks=4, prefer=first)
     for name, num_tokens in {"a": 7, "b": 14, "c": 3}.items():
         add(scheduler, name, num_tokens)
+    add(scheduler, "d", 3)
     assert sizes(step(scheduler)) == {"a": 7}
-    assert asked == [["a", "b", "c"]], "b, the first of those left, does not fit"
+    assert asked == [["a", "b", "c", "d"]], "b, the first of those left, does not fit"
     scheduler.finish("b")
     step(scheduler)
-    assert asked[1:] == [["c"]]
+    assert asked[1:] == [["c", "d"]], "there is no choice between d and nobody"
 
 
 def test_a_choice_passes_over_nobody_more_often_than_the_limit() -> None:
@@ -280,5 +282,31 @@ def test_who_chooses_is_told_the_tokens_of_those_that_wait_and_run() -> None:
     add(scheduler, "a", 2, token_ids=(5, 6))
     step(scheduler)
     add(scheduler, "b", 1, token_ids=(7,))
+    add(scheduler, "c", 1, token_ids=(8,))
     step(scheduler)
-    assert told == [({"a": [5, 6]}, {}), ({"b": [7]}, {"a": [5, 6, 0]})]
+    assert told == [({"b": [7], "c": [8]}, {"a": [5, 6, 0]})]
+
+
+def test_only_the_first_of_those_that_wait_are_offered_for_choice() -> None:
+    asked: list[list[str]] = []
+
+    def last(waiting: Tokens, running: Tokens) -> str | None:
+        asked.append(list(waiting))
+        return asked[-1][-1]
+
+    scheduler = scheduler_with(max_running=1, max_waiting=20, num_blocks=4, prefer=last)
+    names = [chr(ord("a") + number) for number in range(MOST_CHOICES + 3)]
+    for name in names:
+        add(scheduler, name)
+    step(scheduler)
+    assert asked == [names[:MOST_CHOICES]]
+
+
+def test_who_would_get_none_of_the_step_is_neither_preferred_nor_counted() -> None:
+    scheduler = scheduler_with(prefer=lambda waiting, _: list(waiting)[-1])
+    add(scheduler, "a", 9, max_chunk=3)
+    step(scheduler)
+    add(scheduler, "b", 1)
+    add(scheduler, "c", 9, max_chunk=3)
+    assert sizes(step(scheduler)) == {"a": 3, "b": 1}
+    assert scheduler.num_preferred == 0

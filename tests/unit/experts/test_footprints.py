@@ -80,6 +80,25 @@ def test_those_that_ran_longest_ago_are_forgotten_beyond_the_limit() -> None:
     assert footprints.of("new", [8]).tolist() == [[0, 1, 0, 0]]
 
 
+def test_a_name_that_is_given_again_knows_nothing_of_who_had_it_before() -> None:
+    footprints = Footprints([2], 4)
+    run(footprints, {"a": [7]}, [[[0]]])
+    footprints.forget("a")
+    footprints.forget("nobody")
+    run(footprints, {"b": [8]}, [[[1]]])
+    assert footprints.of("a", [8]).tolist() == [[0, 1]]
+    run(footprints, {"a": [9]}, [[[1]]])
+    assert footprints.of("a", [9]).tolist() == [[0, 1]]
+
+
+def test_a_pass_that_breaks_off_leaves_the_other_layers_unknown() -> None:
+    footprints = Footprints([2, 2], 4)
+    footprints.begin(["a"], [[7]])
+    footprints.enter(0, torch.tensor([[0]]))
+    run(footprints, {"a": [7]}, [[[0]], [[1]]])
+    assert footprints.of("a", [7]).tolist() == [[1, 0], [0, 1]]
+
+
 def test_of_more_sequences_than_are_remembered_the_last_tokens_of_the_first_count() -> None:
     footprints = Footprints([2], 1)
     run(footprints, {"a": [7], "b": [8]}, [[[0], [1]]])

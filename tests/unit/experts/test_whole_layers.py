@@ -3,19 +3,22 @@ from __future__ import annotations
 import pytest
 
 from pgmoe.experts.whole_layers import WholeLayers
-from pgmoe.routing import expected_distinct
+from pgmoe.routing import Prediction, expected_distinct
 
 
 def of_two(num_experts: int = 64, top_k: int = 8, weight_bytes: int = 1000) -> WholeLayers:
     return WholeLayers([num_experts] * 2, [top_k] * 2, weight_bytes)
 
 
-def test_all_that_follow_are_those_of_the_next_layer_of_the_pass() -> None:
-    whole = WholeLayers([2, 3], [1, 1], 10)
-    following = whole.after(0)
-    assert following is not None
-    assert (following.layer, following.experts, following.exact) == (1, (0, 1, 2), False)
-    assert whole.after(1) is None
+def test_all_of_a_layer_are_those_that_are_guessed_and_then_the_others() -> None:
+    whole = WholeLayers([2, 5], [1, 1], 10)
+    assert whole.all_of(Prediction(1, (3, 1), (1.0, 1.0))) == [3, 1, 0, 2, 4]
+
+
+def test_only_passes_concern_in_which_every_layer_may_be_used_whole() -> None:
+    whole = WholeLayers([8, 64], [2, 8], 10)
+    assert [whole.concerns(num_tokens) for num_tokens in (1, 4, 7, 8)] == [False, False, False, True]
+    assert not WholeLayers([2], [2], 10).concerns(1), "a single token chooses all"
 
 
 @pytest.mark.parametrize("num_tokens", [8, 16, 31, 64])

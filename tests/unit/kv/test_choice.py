@@ -80,3 +80,17 @@ def test_without_triton_keys_and_values_are_gathered(
     gathered = GatheredAttention(pool)
     assert by_kernels(pool, gathered) is gathered
     assert "ModuleNotFoundError" in caplog.text
+
+
+@interpreted
+def test_a_device_without_memory_is_no_fault_of_the_kernels(
+    pool: KvPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attention = pytest.importorskip("pgmoe.kv.block_attention").BlockAttention
+
+    def fails(self: Attention, layer: int, queries: Tensor, rule: AttentionRule) -> Tensor:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(attention, "own", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        by_kernels(pool, GatheredAttention(pool))
