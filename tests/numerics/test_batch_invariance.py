@@ -56,6 +56,7 @@ def test_answers_have_the_bits_that_each_has_alone(engine: Engine) -> None:
         assert together == chosen([alone(engine, arrival.request)])[: len(together)]
 
 
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"], indirect=True)
 @pytest.mark.parametrize("batch_invariant", [False])
 def test_without_it_answers_differ_by_rounding_and_by_what_rounding_makes_a_router_choose(
     engine: Engine,
