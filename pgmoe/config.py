@@ -118,7 +118,8 @@ class EngineConfig(BaseModel):
     batch_invariant: bool = False
     """Compute each answer by itself, so that it has the same bits whatever else runs: a pass for each in
     every step, a cache of its own, reserved whole, and a prompt in one step. Else the answers of a step share
-    a pass, and sums may be rounded in another order. Slower with many answers; decoders only."""
+    a pass, and sums may be rounded in another order. Slower with many answers; for decoders, and without
+    log-probabilities of prompts."""
 
     prefix_cache: bool = True
     """Keep keys and values of ended requests while their blocks are free, for prompts that begin alike."""

@@ -68,8 +68,3 @@ class Gating(Protocol):
     def predict(self, routing: Routing) -> Sequence[Prediction]:
         """What is known of coming layers now that this layer's selection is known; the nearest first."""
         ...
-
-
-def expected_distinct(num_experts: int, top_k: int, num_tokens: int) -> float:
-    """Experts of a layer that a batch of tokens uses, if routing is uniform: E (1 - (1 - k/E)^N)."""
-    return num_experts * (1 - (1 - top_k / num_experts) ** num_tokens)

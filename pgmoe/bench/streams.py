@@ -74,6 +74,11 @@ class Answered:
     arrivals_s: tuple[float, ...]
     """Of each token, after the request was sent."""
 
+    @property
+    def gaps_s(self) -> list[float]:
+        """From each token to the next."""
+        return [later - earlier for earlier, later in zip(self.arrivals_s, self.arrivals_s[1:], strict=False)]
+
 
 @dataclass(frozen=True)
 class Steps:

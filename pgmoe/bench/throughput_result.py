@@ -51,11 +51,7 @@ class StreamsRound:
     def of(cls, measured: Measured[StreamsAnswer], expected: StreamsAnswer) -> StreamsRound:
         """What is kept of a measurement; its answers are compared to those expected."""
         found = measured.answer
-        gaps = [
-            later - earlier
-            for answer in found.answers
-            for earlier, later in zip(answer.arrivals_s, answer.arrivals_s[1:], strict=False)
-        ]
+        gaps = [gap_s for answer in found.answers for gap_s in answer.gaps_s]
         pairs = zip(found.answers, expected.answers, strict=True)
         return cls(
             seconds=found.seconds,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pgmoe.bench.arms.engine import EngineArm
 from pgmoe.bench.arms.engine_streams import EngineStreamsArm
-from pgmoe.bench.compare import WARM_UP_TOKENS, Progress, check_distinct, take_turns
+from pgmoe.bench.compare import WARM_UP_TOKENS, Progress, take_turns
 from pgmoe.bench.curves import Options
 from pgmoe.bench.job import Place
 from pgmoe.bench.machine import describe_machine
@@ -87,12 +87,6 @@ def topic_prompts(
         topic = taken[stream % len(topics)]
         streams.append([next(topic) for _ in range(num_requests)])
     return [prompt for stream in streams for prompt in stream]
-
-
-def named_variants(texts: Sequence[str], parsed: Sequence[Options]) -> dict[str, Options]:
-    """By the text that says them. Raises ConfigError for one that is named twice."""
-    check_distinct("variant", texts)
-    return dict(zip(texts, parsed, strict=True))
 
 
 def _arm(wanted: VariantsPlan, name: str) -> EngineStreamsArm:

@@ -30,15 +30,10 @@ class VariantRound:
     def of(cls, measured: Measured[StreamsAnswer], job: StreamsJob, expected: StreamsAnswer) -> VariantRound:
         """What is kept of a measurement; its answers are compared to those expected."""
         answers = measured.answer.answers
-        gaps = [
-            later - earlier
-            for answer in answers
-            for earlier, later in zip(answer.arrivals_s, answer.arrivals_s[1:], strict=False)
-        ]
         return cls(
             streams=StreamsRound.of(measured, expected),
             latency=Times.of([answer.arrivals_s[-1] for answer in answers]),
-            longest_gap_s=max(gaps, default=0.0),
+            longest_gap_s=max(gap_s for answer in answers for gap_s in answer.gaps_s),
             later_over_first=_later_over_first(answers) if len(job.streams) == 1 else None,
         )
 

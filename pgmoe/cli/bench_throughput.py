@@ -41,6 +41,11 @@ PeerNames = Annotated[
 Requests = Annotated[
     int, typer.Option(min=1, help="Of each stream; the next one is sent when the last is answered.")
 ]
+PromptTokens = Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")]
+AnswerTokens = Annotated[int, typer.Option(min=2, help="Tokens of an answer, on average.")]
+Vary = Annotated[
+    float, typer.Option(min=0, max=90, help="Per cent by which an answer may be shorter or longer.")
+]
 Text = Annotated[
     Path | None,
     typer.Option(help="Prompts are beginnings of its documents (a line each, or a Parquet column `text`)."),
@@ -67,11 +72,9 @@ def throughput(
     ] = None,
     vllm_python: VllmPython = None,
     requests: Requests = 2,
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 64,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer, on average.")] = 32,
-    vary: Annotated[
-        float, typer.Option(min=0, max=90, help="Per cent by which an answer may be shorter or longer.")
-    ] = 25.0,
+    prompt: PromptTokens = 64,
+    tokens: AnswerTokens = 32,
+    vary: Vary = 25.0,
     text: Text = None,
     rounds: Rounds = 3,
     threads: Threads = None,
@@ -131,11 +134,23 @@ def _workload(
 ) -> str:
     drawn = "uniformly drawn tokens" if text is None else f"beginnings of the documents of {text.name}"
     return (
-        f"{describe_model(model, folder)}; every stream sends {num_requests} requests, each when the last is "
-        f"answered; prompts of {prompt_length} tokens, {drawn}; answers of {num_tokens} tokens, each up to "
-        f"{vary:g} % shorter or longer, the same for all engines; greedy, what each engine chooses itself, "
-        "end tokens ignored"
+        f"{describe_model(model, folder)}; {describe_requests(num_requests, prompt_length, drawn)}; "
+        f"{describe_answers(num_tokens, vary)}, the same for all engines; greedy, what each engine chooses "
+        "itself, end tokens ignored"
     )
+
+
+def describe_requests(num_requests: int, prompt_length: int, drawn: str) -> str:
+    """What every stream sends, in words."""
+    return (
+        f"every stream sends {num_requests} requests, each when the last is answered; prompts of "
+        f"{prompt_length} tokens, {drawn}"
+    )
+
+
+def describe_answers(num_tokens: int, vary: float) -> str:
+    """How long they are, in words."""
+    return f"answers of {num_tokens} tokens, each up to {vary:g} % shorter or longer"
 
 
 def _peers(

@@ -10,6 +10,14 @@ import typer
 from pgmoe.cli.bench_memory import EngineOption, Link
 from pgmoe.cli.bench_models import ModelKind, checkpoint_of, describe_model, result_name
 from pgmoe.cli.bench_options import RESULTS, Out, Rounds, Threads, link_options, make_place, read_documents
+from pgmoe.cli.bench_throughput import (
+    AnswerTokens,
+    PromptTokens,
+    Requests,
+    Vary,
+    describe_answers,
+    describe_requests,
+)
 from pgmoe.cli.console import steps_bar
 
 if TYPE_CHECKING:
@@ -39,23 +47,25 @@ def variants(
     option: EngineOption = [],  # noqa: B006
     emulate: Link = None,
     streams: Annotated[int, typer.Option(min=1, help="Requests at once, running or waiting.")] = 16,
-    requests: Annotated[int, typer.Option(min=1, help="Of each stream, one after the other.")] = 2,
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 64,
+    requests: Requests = 2,
+    prompt: PromptTokens = 64,
     shared: Annotated[int, typer.Option(min=0, help="First tokens that a stream's prompts share.")] = 0,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer, on average.")] = 32,
-    vary: Annotated[float, typer.Option(min=0, max=90, help="Per cent by which answers differ.")] = 25.0,
+    tokens: AnswerTokens = 32,
+    vary: Vary = 25.0,
     text: Topics = [],  # noqa: B006
     rounds: Rounds = 3,
     threads: Threads = None,
     out: Out = RESULTS,
 ) -> None:
     """Throughput, latencies and experts used with different options of our engine, on the same requests."""
+    from pgmoe.bench.compare import check_distinct
     from pgmoe.bench.curves import check_options, parse_options
-    from pgmoe.bench.variants import VariantsPlan, measure_variants, named_variants
+    from pgmoe.bench.variants import VariantsPlan, measure_variants
     from pgmoe.bench.variants_report import render_variants
 
     common = parse_options(option) + link_options(emulate)
-    named = named_variants(variant, [parse_options(each.split(",")) for each in variant])
+    check_distinct("variant", variant)
+    named = {each: parse_options(each.split(",")) for each in variant}
     for own in named.values():
         check_options(common + own, [])
     folder = checkpoint_of(model)
@@ -66,9 +76,9 @@ def variants(
         options=common,
         job=_job(folder, text, streams, requests, prompt, shared, tokens, vary),
         workload=(
-            f"{describe_model(model, folder)}; {streams} streams, each sends {requests} requests, each when "
-            f"the last is answered; prompts of {prompt} tokens, {_drawn(text, shared)}; answers of {tokens} "
-            f"tokens, each up to {vary:g} % shorter or longer; greedy, end tokens ignored"
+            f"{describe_model(model, folder)}; {streams} streams: "
+            f"{describe_requests(requests, prompt, _drawn(text, shared))}; {describe_answers(tokens, vary)}; "
+            "greedy, end tokens ignored"
         ),
     )
     with steps_bar() as progress:

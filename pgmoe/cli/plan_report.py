@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pgmoe.engine.roofline import TokenCost
-from pgmoe.experts.whole_layers import WholeLayers
-from pgmoe.routing import expected_distinct
+from pgmoe.experts.whole_layers import WholeLayers, expected_distinct
 from pgmoe.units import format_bytes
 
 if TYPE_CHECKING:

@@ -104,14 +104,17 @@ def assemble(
         gating = _gating(config, loaded, idle=idle)
         if wrap_gating is not None:
             gating = wrap_gating(gating)
-        # An accelerator waits for copies by itself, unseen: stalls do not say there what guesses may gain.
-        rules = LimiterRules(least_stall_share=0.0) if accelerator else LimiterRules()
-        limiter = PrefetchLimiter(bandwidth, rules)
+        limiter = PrefetchLimiter(bandwidth, _limiter_rules(device))
         prefetcher = _prefetcher(config, loaded.layers, gating, pool, limiter, stats)
         footprints = _footprints(config, loaded, memory)
         ledger = _plug(loaded, pool, prefetcher, footprints)
         on_failure.pop_all()
     return Assembly(loaded, pool, gating, ledger, footprints, memory, device, dtype)
+
+
+def _limiter_rules(device: torch.device) -> LimiterRules:
+    """An accelerator waits for copies by itself, unseen: stalls do not say there what guesses may gain."""
+    return LimiterRules() if device.type == "cpu" else LimiterRules(least_stall_share=0.0)
 
 
 def _prefetcher(

@@ -24,7 +24,10 @@ USUAL_RATE = 0.02
 PASS_BYTES = 4 * 2**20
 """For the tokens of a pass that are looked at, the last ones of each sequence."""
 TABLE_BYTES = 4 * 2**20
-"""For what kinds of tokens used."""
+"""For what kinds of tokens used; and MOST_KINDS, each of which has an entry in a dictionary as well."""
+MOST_KINDS = 8192
+KIND_BYTES = 256
+"""Of such an entry, more or less."""
 MOST_PROMPT_TOKENS = 128
 """Of a prompt, the last ones, by which it is judged."""
 
@@ -47,7 +50,7 @@ class Footprints:
         self._shape = (len(experts_per_layer), max(experts_per_layer))
         size = self._shape[0] * self._shape[1]
         if num_tokens is None:
-            num_tokens = max(1, 8 * TABLE_BYTES // size)
+            num_tokens = max(1, min(MOST_KINDS, 8 * TABLE_BYTES // size))
         self._recent_SLE: Floats = np.zeros((num_sequences, *self._shape), np.float32)
         self._known_SL = np.zeros((num_sequences, self._shape[0]), bool)
         self._sequences: _Rows[str] = _Rows(num_sequences)
@@ -60,7 +63,8 @@ class Footprints:
     def num_bytes(experts_per_layer: Sequence[int], num_sequences: int) -> int:
         """What one of these takes at most."""
         size = len(experts_per_layer) * max(experts_per_layer)
-        return TABLE_BYTES + 2 * PASS_BYTES + (2 * num_sequences + 2) * 4 * size
+        table = TABLE_BYTES + MOST_KINDS * KIND_BYTES
+        return table + 2 * PASS_BYTES + (2 * num_sequences + 2) * 4 * size
 
     def begin(self, sequences: Sequence[str], token_ids: Sequence[Sequence[int]]) -> None:
         """A pass of these sequences' tokens begins, in this order."""

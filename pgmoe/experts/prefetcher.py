@@ -79,7 +79,7 @@ class Prefetcher:
         guessing = not limited or (self._trust.on and not self._resting)
         self._attentive = guessing or (not self._resting and self._trust.sample())
         self._stats.prefetch_on = guessing or exact
-        asked = self._attentive or exact or self._may_be_whole(len(hidden))
+        asked = self._attentive or exact or self._whole_in(len(hidden)) is not None
         return self._gating.look_ahead(layer, hidden) if asked else None
 
     def follow(self, routing: Routing, selected: Collection[int]) -> None:
@@ -91,17 +91,16 @@ class Prefetcher:
         for grade, expert in guessed if lone else ():
             self._trust.score(grade, expert in selected)
         self._stats.prefetch_switches = self._trust.num_switches
-        if self._may_be_whole(num_tokens):
-            assert self._whole is not None
-            self._whole.observe(routing.layer, num_tokens, len(selected))
+        whole = self._whole_in(num_tokens)
+        if whole is not None:
+            whole.observe(routing.layer, num_tokens, len(selected))
         elif self._resting and not self._gating.exact:  # learning what to guess is most of what it costs
             return
         for prediction in self._gating.predict(routing):
             if prediction.exact or not self._gating.limited:
                 self._order(prediction, prediction.experts, UNLIMITED)
-            elif routing.ahead and self._pays_whole(prediction.layer, num_tokens):
-                assert self._whole is not None
-                self._order(prediction, self._whole.all_of(prediction), UNLIMITED)
+            elif whole is not None and routing.ahead and self._pays(whole, prediction.layer, num_tokens):
+                self._order(prediction, whole.all_of(prediction), UNLIMITED)
             elif self._resting or not self._attentive:
                 continue
             elif lone:
@@ -109,15 +108,14 @@ class Prefetcher:
             elif self._trust.on:
                 self._order(prediction, prediction.experts, self._limit())
 
-    def _may_be_whole(self, num_tokens: int) -> bool:
-        return self._whole is not None and self._whole.concerns(num_tokens)
+    def _whole_in(self, num_tokens: int) -> WholeLayers | None:
+        """What weighs fetching whole layers in a pass of so many tokens; None where there are too few."""
+        return self._whole if self._whole is not None and self._whole.concerns(num_tokens) else None
 
-    def _pays_whole(self, layer: int, num_tokens: int) -> bool:
+    def _pays(self, whole: WholeLayers, layer: int, num_tokens: int) -> bool:
         """Whether to order all of this layer. It was looked at ahead, so it comes in the same pass."""
-        if self._whole is None or not self._whole.concerns(num_tokens):
-            return False
         idle_bytes = self._limiter.bandwidth * self._computed_s
-        return self._whole.pays(layer, num_tokens, self._pool.num_missing(layer), idle_bytes)
+        return whole.pays(layer, num_tokens, self._pool.num_missing(layer), idle_bytes)
 
     def _trusted(self, prediction: Prediction) -> Sequence[int]:
         """Those worth fetching. All that are missing are remembered, to be scored when their layer comes."""

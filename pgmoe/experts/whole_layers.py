@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pgmoe.routing import Prediction, expected_distinct
+from pgmoe.routing import Prediction
 
 _RATE = 0.1
 """How much one layer's turn weighs in what is known of its routing."""
@@ -66,3 +66,8 @@ class WholeLayers:
 
     def _uniform(self, layer: int, num_tokens: int) -> float:
         return expected_distinct(self._num_experts[layer], self._top_k[layer], num_tokens)
+
+
+def expected_distinct(num_experts: int, top_k: int, num_tokens: int) -> float:
+    """Experts of a layer that a batch of tokens uses, if routing is uniform: E (1 - (1 - k/E)^N)."""
+    return num_experts * (1 - (1 - top_k / num_experts) ** num_tokens)

@@ -247,6 +247,7 @@ def schedules(family: str) -> st.SearchStrategy[Schedule]:
             "device_memory": st.sampled_from(["smallest", "30%", "45%", "70%", "100%"]),
             "policy": st.sampled_from(sorted(POLICIES)),
             "gating": st.sampled_from(gatings_of(family)),
+            "whole_layers": st.sampled_from(["auto", "off"]),
             "num_readers": st.integers(1, 4),
             "direct_io": st.booleans(),
             "max_running": st.integers(1, 3),

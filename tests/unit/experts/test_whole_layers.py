@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from pgmoe.experts.whole_layers import WholeLayers
-from pgmoe.routing import Prediction, expected_distinct
+from pgmoe.experts.whole_layers import WholeLayers, expected_distinct
+from pgmoe.routing import Prediction
 
 
 def of_two(num_experts: int = 64, top_k: int = 8, weight_bytes: int = 1000) -> WholeLayers:
@@ -51,3 +53,16 @@ def test_a_layer_that_uses_few_of_its_experts_is_not_fetched_whole() -> None:
     for _ in range(100):
         whole.observe(1, 1000, 64)
     assert whole.pays(1, 1000, 64, room)
+
+
+@pytest.mark.parametrize(("num_experts", "top_k", "num_tokens"), [(8, 2, 1), (8, 2, 4), (64, 8, 16)])
+def test_the_expected_number_of_distinct_experts_is_that_of_many_draws(
+    num_experts: int, top_k: int, num_tokens: int
+) -> None:
+    chance = random.Random(7)
+    draws = [
+        len({e for _ in range(num_tokens) for e in chance.sample(range(num_experts), top_k)})
+        for _ in range(3000)
+    ]
+    expected = expected_distinct(num_experts, top_k, num_tokens)
+    assert expected == pytest.approx(sum(draws) / len(draws), rel=0.02)
