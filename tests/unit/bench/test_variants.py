@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from typer.testing import CliRunner
 
 from pgmoe.bench.job import Measured
@@ -13,6 +15,7 @@ from pgmoe.bench.result_file import draw_result, load_result, render_result
 from pgmoe.bench.streams import Answered, StreamsAnswer, StreamsJob
 from pgmoe.bench.variants import shared_prompts, topic_prompts
 from pgmoe.bench.variants_result import VariantRound, VariantsResult
+from pgmoe.cli.bench_options import read_documents
 from pgmoe.cli.main import app
 from pgmoe.errors import ConfigError
 from tests.conftest import TinyCheckpoints
@@ -90,3 +93,29 @@ def test_a_shared_beginning_is_for_drawn_tokens_alone(tiny: TinyCheckpoints, tmp
     run = CliRunner().invoke(app, ["bench", "variants", str(tiny("olmoe")), *arguments])
     assert run.exit_code == 2
     assert "without --text" in run.output
+
+
+def test_documents_of_one_source_are_a_topic(tmp_path: Path) -> None:
+    file = tmp_path / "text.parquet"
+    parquet.write_table(pa.table({"text": ["a", "b", "c"], "source": ["sea", "sky", "sea"]}), file)
+    assert read_documents(file, "sea") == ["a", "c"]
+    assert read_documents(file) == ["a", "b", "c"]
+    with pytest.raises(ConfigError, match="is empty"):
+        read_documents(file, "land")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["policy=lru", "policy=lru"], "variant can be named once"),
+        (["policy=first"], "policy 'first' is unknown"),
+        (["policy"], "is not NAME=VALUE"),
+    ],
+)
+def test_wrong_variants_are_refused_before_anything_is_measured(
+    tiny: TinyCheckpoints, given: list[str], said: str
+) -> None:
+    arguments = [argument for each in given for argument in ("--variant", each)]
+    run = CliRunner().invoke(app, ["bench", "variants", str(tiny("olmoe")), "x", *arguments])
+    assert isinstance(run.exception, ConfigError)
+    assert said in str(run.exception)

@@ -149,3 +149,16 @@ def test_an_ended_or_aborted_request_holds_no_blocks(engine: Engine) -> None:
     assert engine._scheduler.num_used_blocks == 1
     run(engine)
     assert engine._scheduler.num_used_blocks == 0
+
+
+def test_prefixes_that_are_forgotten_are_computed_anew(tiny: TinyCheckpoints) -> None:
+    engine = load(tiny("mixtral"))
+    prompt = tuple(range(5, 45))
+    cached = []
+    for name in ("first", "again", "forgotten"):
+        if name == "forgotten":
+            engine.forget_prefixes()
+        add(engine, name, prompt_token_ids=prompt)
+        cached.append(whole(run(engine)[name]).usage.cached_tokens)
+    assert cached == [0, 32, 0]
+    engine.close()
