@@ -60,4 +60,5 @@ def test_every_benchmark_has_a_command() -> None:
         "show",
         "throughput",
         "plot",
+        "variants",
     }
