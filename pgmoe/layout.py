@@ -144,6 +144,8 @@ class ExpertFFN:
 
     activation: Callable[[torch.Tensor], torch.Tensor]
     """(T, 2I or I) -> (T, I); does the gating where there is any."""
+    swiglu: bool = False
+    """Whether activation(u) is silu(first half of u) * second half, each rounded to u's type."""
     transposed: bool = False
     output_scale: float = 1.0
     post_norm: Callable[[torch.Tensor], torch.Tensor] | None = None

@@ -21,9 +21,8 @@ from pgmoe.config import EngineConfig
 from pgmoe.engine.engine import Engine
 from pgmoe.engine.free_memory import free_memory
 from pgmoe.errors import ExpertReadError
-from pgmoe.experts.compute import LoneToken, apply_ffn
 from pgmoe.experts.expander import Expander
-from pgmoe.experts.grouping import TokenGroups
+from pgmoe.experts.tokens import tokens_of
 from pgmoe.layout import ExpertLayer
 from pgmoe.memory import page_aligned
 from pgmoe.models.moe import RoutedExperts
@@ -87,26 +86,10 @@ class LayerCheck:
         return found
 
     def _expected(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        if len(hidden) == 1:
-            return self._expected_of_one(hidden, top_k_index[0], top_k_weights[0])
-        groups = TokenGroups.of(top_k_index.cpu(), self.layer.num_experts, hidden.device)
-        places = groups.split(groups.places)
-        out = torch.zeros_like(hidden)
-        for expert, rows_T in groups.split(groups.tokens).items():
-            weights = self._read(expert, hidden.device)
-            y = apply_ffn(self.layer.ffn, weights, hidden[rows_T])
-            y = y * top_k_weights.flatten()[places[expert], None]
-            out.index_add_(0, rows_T, y.to(hidden.dtype))
-        return out
-
-    def _expected_of_one(self, hidden: Tensor, ids_K: Tensor, weights_K: Tensor) -> Tensor:
-        ids_K, order = ids_K.sort()
-        num_experts = int((ids_K < self.layer.num_experts).sum())
-        token = LoneToken(self.layer, hidden[0], num_experts)
-        if num_experts:
-            ids = ids_K[:num_experts].tolist()
-            token.apply({row: self._read(expert, hidden.device) for row, expert in enumerate(ids)})
-        return token.weighted_sum(weights_K[order[:num_experts]])[None]
+        tokens = tokens_of(self.layer, hidden, top_k_index, top_k_index.cpu())
+        for expert in tokens.experts:
+            tokens.apply({expert: self._read(expert, hidden.device)})
+        return tokens.weighted_sum(top_k_weights)
 
     def _read(self, expert: int, device: torch.device) -> Mapping[str, Tensor]:
         self.num_experts += 1

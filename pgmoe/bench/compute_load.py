@@ -8,10 +8,10 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from pgmoe.experts.compute import LoneToken
-from pgmoe.experts.pool import Weights
+from pgmoe.experts.ffn import Weights
 from pgmoe.experts.slots import SlotArena
 from pgmoe.experts.stores.base import ExpertStore
+from pgmoe.experts.tokens import tokens_of
 from pgmoe.layout import ExpertId, ExpertLayer
 
 NUM_RESIDENT = 64
@@ -36,18 +36,19 @@ class ComputeLoad:
             for r in self._layer.layout.regions
             if r.name == "up"
         }
-        self._x_D: Tensor = torch.randn(width).to(self._layer.dtype)
+        self._x_1D: Tensor = torch.randn(1, width).to(self._layer.dtype)
 
     @torch.inference_mode()
     def run(self, seconds: float) -> float:
         """Tokens per second through one layer, computed for about so long."""
         top_k, num_resident = self._layer.top_k, len(self._weights)
+        weights_1K = torch.ones(1, top_k, dtype=self._x_1D.dtype)
         begin = time.perf_counter()
         for turn in count(1):
-            chosen = [(turn * top_k + k) % num_resident for k in range(top_k)]
-            token = LoneToken(self._layer, self._x_D, top_k)
-            token.apply({k: self._weights[index] for k, index in enumerate(chosen)})
-            token.weighted_sum(torch.ones(top_k, dtype=self._x_D.dtype))
+            chosen = torch.tensor([[(turn * top_k + k) % num_resident for k in range(top_k)]])
+            token = tokens_of(self._layer, self._x_1D, chosen, chosen)
+            token.apply({expert: self._weights[expert] for expert in token.experts})
+            token.weighted_sum(weights_1K)
             elapsed = time.perf_counter() - begin
             if elapsed >= seconds:
                 return turn / elapsed

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from pgmoe.bench.part_timer import PartTimer
-from pgmoe.experts.compute import LoneToken, PooledExperts
+from pgmoe.cpu.few_tokens import FewTokens
+from pgmoe.experts.compute import PooledExperts
 from pgmoe.experts.pool import ExpertPool
 from pgmoe.experts.prefetcher import Prefetcher
+from pgmoe.experts.tokens import LoneToken
 
 DENSE = "dense layers"
 COMPUTE = "expert compute"
@@ -23,6 +25,8 @@ _METHODS: tuple[tuple[type, str, str], ...] = (
     (PooledExperts, "__call__", REST),
     (LoneToken, "apply", COMPUTE),
     (LoneToken, "weighted_sum", COMPUTE),
+    (FewTokens, "apply", COMPUTE),
+    (FewTokens, "weighted_sum", COMPUTE),
     (ExpertPool, "wait", WAITING),
     (ExpertPool, "demand", ORDERING),
     (ExpertPool, "take_stock", STOCK),

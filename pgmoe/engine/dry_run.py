@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pgmoe.cpu.few_tokens import scratch_elements, suits
+from pgmoe.cpu.kernels import MOST_TOKENS
 from pgmoe.engine.block_manager import BLOCK_TOKENS
 from pgmoe.engine.kv_size import KvSize
 from pgmoe.engine.live_bytes import LiveBytes
@@ -21,13 +23,13 @@ from pgmoe.engine.paging import layer_shapes
 from pgmoe.engine.part import Part
 from pgmoe.engine.sequence_runner import SequenceRunner
 from pgmoe.errors import UnsupportedModel
-from pgmoe.experts.compute import ROWS, apply_ffn
 from pgmoe.experts.expander import Expander
+from pgmoe.experts.ffn import ROWS, apply_ffn
 from pgmoe.experts.grouping import TokenGroups
 from pgmoe.kv.gathered import GatheredAttention
 from pgmoe.kv.pages import Pages
 from pgmoe.kv.pool import KvPool
-from pgmoe.layout import ExpertLayer
+from pgmoe.layout import ExpertLayer, round_up
 from pgmoe.models.families import find_sockets
 from pgmoe.models.loader import ModelPlan
 from pgmoe.models.paged import PagedModel, ignore_length
@@ -136,21 +138,27 @@ def _prompt(num_tokens: int) -> Part:
 
 
 class _DryExperts:
-    """Makes the tensors that PooledExperts makes at most: all tokens have one expert in common."""
+    """Makes the tensors that PooledExperts makes at most.
+
+    Of many tokens, all have one expert in common. Of few, all experts run together, as on a CPU.
+    """
 
     def __init__(self, layer: ExpertLayer, expander: Expander) -> None:
-        self._ffn = layer.ffn
+        self._ffn, self._layer = layer.ffn, layer
         stored = {r.name: torch.empty(r.shape, dtype=r.dtype, device=META) for r in layer.layout.regions}
         self._weights = expander.weights(layer, stored)
 
     def __call__(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        if len(hidden) <= MOST_TOKENS and suits(self._layer):
+            y_CD = hidden.new_empty(top_k_index.numel(), hidden.shape[1])
+            scratch = hidden.new_empty(scratch_elements(self._layer, *y_CD.shape))
+            del scratch
+            return y_CD[: len(hidden)].clone()
         places_R = torch.argsort(top_k_index.flatten())
         groups = TokenGroups([0], [len(places_R)], places_R, places_R // top_k_index.shape[1])
         x_RD = hidden[groups.tokens]
         y_RD = torch.empty_like(x_RD)
-        x_TD = x_RD[: len(hidden)]
-        if len(hidden) > ROWS and hidden.dtype.itemsize == 2:  # as on a CPU
-            x_TD = hidden.new_empty(-(-len(hidden) // ROWS) * ROWS, hidden.shape[1])
+        x_TD = hidden.new_empty(round_up(len(hidden), ROWS), hidden.shape[1])  # padded, as on a CPU
         y_RD[: len(hidden)].copy_(apply_ffn(self._ffn, self._weights, x_TD)[: len(hidden)])
         return groups.add_up(y_RD, top_k_weights)
 

@@ -23,37 +23,59 @@ class Uses:
 
 
 class Ledger:
-    """Told of each pass and of each layer in it; read by whoever bills. For the computing thread alone."""
+    """Told of each pass and of each layer in it; read by whoever bills. For the computing thread alone.
+
+    What layers enter is counted once a pass: many small counts would take longer than a layer's other books.
+    """
 
     def __init__(self) -> None:
         self._uses: dict[str, Uses] = {}
         self._sequences: tuple[str, ...] = ()
         self._owners_N = np.zeros(0, np.int64)
+        self._entries: list[tuple[Tensor, int, Collection[int]]] = []
 
     def begin(self, sequences: Sequence[str], num_tokens: Sequence[int]) -> None:
         """A pass of these sequences' tokens begins, so many of each in this order."""
+        self._count()
         self._sequences = tuple(sequences)
         self._owners_N = np.repeat(np.arange(len(sequences)), num_tokens)
         for sequence in sequences:
             self._uses.setdefault(sequence, Uses())
 
     def enter(self, ids_NK: Tensor, num_experts: int, missing: Collection[int]) -> None:
-        """A layer used these experts (on the host; those at or above `num_experts` stand for none)."""
-        ids = ids_NK.numpy()
-        if len(ids) != len(self._owners_N):  # a pass that nobody announced, of who runs the model by himself
-            return
-        owners_NK = np.broadcast_to(self._owners_N[:, None], ids.shape)[ids < num_experts]
-        used = np.unique(owners_NK * num_experts + ids[ids < num_experts])
-        missed = np.isin(used % num_experts, list(missing))
-        counts = np.bincount(used // num_experts, minlength=len(self._sequences))
-        misses = np.bincount(used[missed] // num_experts, minlength=len(self._sequences))
-        for sequence, num_used, num_missed in zip(self._sequences, counts, misses, strict=True):
-            uses = self._uses[sequence]
-            uses.hits += int(num_used - num_missed)
-            uses.misses += int(num_missed)
+        """A layer used these experts (on the host; those at or above `num_experts` stand for none).
+
+        Kept until the pass is counted: neither may change.
+        """
+        if len(ids_NK) == len(self._owners_N):  # or nobody announced the pass: who runs the model by himself
+            self._entries.append((ids_NK, num_experts, missing))
 
     def take(self) -> dict[str, Uses]:
         """What was entered since the last time, by sequence; the pass is over."""
+        self._count()
         taken, self._uses = self._uses, {}
         self._sequences, self._owners_N = (), np.zeros(0, np.int64)
         return taken
+
+    def _count(self) -> None:
+        """Each expert once for each sequence and layer."""
+        entries, self._entries = self._entries, []
+        if not entries:
+            return
+        num_sequences, widest = len(self._sequences), max(num_experts for _, num_experts, _ in entries)
+        used = np.concatenate([self._used(n, *entry[:2], widest) for n, entry in enumerate(entries)])
+        missing = [n * widest + e for n, (_, _, missing) in enumerate(entries) for e in missing]
+        owners = used // widest % num_sequences
+        experts = used // (widest * num_sequences) * widest + used % widest
+        counts = np.bincount(owners, minlength=num_sequences).tolist()
+        misses = np.bincount(owners[np.isin(experts, missing)], minlength=num_sequences).tolist()
+        for sequence, num_used, num_missed in zip(self._sequences, counts, misses, strict=True):
+            uses = self._uses[sequence]
+            uses.hits += num_used - num_missed
+            uses.misses += num_missed
+
+    def _used(self, layer: int, ids_NK: Tensor, num_experts: int, widest: int) -> np.ndarray:
+        """(layer, sequence, expert) as one number each, all distinct."""
+        ids = ids_NK.numpy()
+        marks = (layer * len(self._sequences) + self._owners_N[:, None]) * widest + ids
+        return np.unique(marks[ids < num_experts])

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from pgmoe.experts.cache import ExpertCache, SlotState
 from pgmoe.experts.expander import Expander
+from pgmoe.experts.ffn import Weights
 from pgmoe.experts.host_tier import HostTier
 from pgmoe.experts.lease import Lease
 from pgmoe.experts.links.base import Arrival, Link, Transfer, Urgency
@@ -20,9 +20,6 @@ from pgmoe.experts.stores.base import ExpertStore
 from pgmoe.experts.warmth import Warmth
 from pgmoe.layout import ExpertId, ExpertLayer
 from pgmoe.metrics.stats import ExpertStats
-
-Weights = Mapping[str, Tensor]
-"""An expert's tensors by name: views of its slot, or expanded from it when asked for, one at a time."""
 
 
 @dataclass(frozen=True)
@@ -158,16 +155,17 @@ class ExpertPool:
         chosen = set(experts)
         for expert in [e for e in self._under_way if e.layer == layer and e not in chosen]:
             self.cancel(expert)
-        by_state: dict[SlotState, list[ExpertId]] = {state: [] for state in SlotState}
+        ready: list[ExpertId] = []
+        coming: list[ExpertId] = []
+        missing: list[ExpertId] = []
         for expert in experts:
             if self._store.is_corrupt(expert):
                 self._forget(expert)
-            by_state[self._cache.state(expert)].append(expert)
-        ready, coming, missing = (
-            by_state[SlotState.READY],
-            by_state[SlotState.IN_FLIGHT],
-            by_state[SlotState.MISSING],
-        )
+            state = self._cache.state(expert)
+            if state is SlotState.READY:
+                ready.append(expert)
+            else:
+                (coming if state is SlotState.IN_FLIGHT else missing).append(expert)
         for expert in ready:
             self._count_prefetch(expert, "useful")
             self.pin(expert)

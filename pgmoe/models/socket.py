@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import nn
+from transformers.activations import SiLUActivation
+from transformers.integrations.moe import _default_apply_gate
 
 from pgmoe.errors import UnsupportedModel
 from pgmoe.layout import ExpertFFN
@@ -77,6 +79,7 @@ def _fused_socket(model: nn.Module, name: str, module: nn.Module) -> ExpertSocke
     fused: dict[str, tuple[int, ...]] = module.expert_shapes  # type: ignore[assignment]
     ffn = ExpertFFN(
         activation=module._apply_gate if module.has_gate else module.act_fn,  # type: ignore[arg-type]
+        swiglu=_is_swiglu(module),
         transposed=bool(module.is_transposed),
         post_norm=module.post_expert_norm if getattr(module, "has_post_expert_norm", False) else None,  # type: ignore[arg-type]
     )
@@ -89,6 +92,12 @@ def _fused_socket(model: nn.Module, name: str, module: nn.Module) -> ExpertSocke
         keys={_CANONICAL[p]: f"{name}.{p}" for p in fused},
         ffn=ffn,
     )
+
+
+def _is_swiglu(module: nn.Module) -> bool:
+    silu = isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation)
+    plain = getattr(type(module), "_apply_gate", None) is _default_apply_gate
+    return silu and plain and bool(module.has_gate) and bool(module.is_concatenated)
 
 
 def _top_k(model: nn.Module, experts: str) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pgmoe.experts.cache import ExpertCache, SlotState
 from pgmoe.experts.compute import PooledExperts
+from pgmoe.experts.ffn import Weights
 from pgmoe.experts.host_tier import HostTier
 from pgmoe.experts.ledger import Ledger
 from pgmoe.experts.limiter import PrefetchLimiter
@@ -22,7 +23,7 @@ from pgmoe.experts.links.tiered import TieredLink
 from pgmoe.experts.placement import every_expert
 from pgmoe.experts.policies import make_policy
 from pgmoe.experts.policies.base import EvictionPolicy
-from pgmoe.experts.pool import ExpertPool, Weights
+from pgmoe.experts.pool import ExpertPool
 from pgmoe.experts.prefetcher import Prefetcher
 from pgmoe.experts.slots import SlotArena
 from pgmoe.experts.stores.base import ExpertStore

@@ -17,8 +17,8 @@ from pgmoe.bench.arms.stepwise import answer_stepwise
 from pgmoe.bench.job import Answer, Job, Place, Traffic
 from pgmoe.engine.assembly import resolve_dtype
 from pgmoe.errors import ConfigError
-from pgmoe.experts.compute import apply_ffn
 from pgmoe.experts.expander import Expander
+from pgmoe.experts.ffn import apply_ffn
 from pgmoe.experts.grouping import TokenGroups
 from pgmoe.experts.stores.base import ExpertStore
 from pgmoe.experts.stores.disk import DiskStore

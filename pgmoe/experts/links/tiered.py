@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 from pgmoe.experts.links.base import Arrival, Transfer, Urgency
 from pgmoe.experts.links.copiers import Copier
@@ -52,11 +52,9 @@ class TieredLink:
     def arrived(self) -> list[Arrival]:
         """See Link."""
         found = []
-        while True:
-            try:
-                found.append(self._arrivals.get_nowait())
-            except Empty:
-                return found
+        while not self._arrivals.empty():  # nobody else takes any
+            found.append(self._arrivals.get_nowait())
+        return found
 
     def close(self) -> None:
         """See Link."""

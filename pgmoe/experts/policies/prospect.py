@@ -83,12 +83,12 @@ class Prospect:
         """Layers passed over since the last turn had theirs, too, and used nothing."""
         num_layers = len(self._chance_LE)
         turns = (layer - self._layer - 1) % num_layers + 1
-        passed = [(self._layer + turn) % num_layers for turn in range(1, turns + 1)]
-        self._long_LE[passed] *= 1 - LONG_RATE
-        self._short_LE[passed] *= 1 - SHORT_RATE
-        self._chance_LE[passed] = (
-            SHORT_SHARE * self._short_LE[passed] + (1 - SHORT_SHARE) * self._long_LE[passed]
-        )
-        self._guess_LE[passed] = 0
+        for turn in range(1, turns + 1):
+            passed = (self._layer + turn) % num_layers
+            long_E, short_E = self._long_LE[passed], self._short_LE[passed]
+            long_E *= 1 - LONG_RATE
+            short_E *= 1 - SHORT_RATE
+            self._chance_LE[passed] = SHORT_SHARE * short_E + (1 - SHORT_SHARE) * long_E
+            self._guess_LE[passed] = 0
         self._layer = layer
         self._used.clear()

@@ -1,0 +1,1 @@
+"""Code of our own for CPUs."""

@@ -1,0 +1,189 @@
+/* What pgmoe computes on CPUs by itself, for its faces in Python: `products` and `experts`. Matrices are given
+   by their addresses; the faces see to it that they are what is wanted here. */
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030b0000
+#include <Python.h>
+
+#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) || __GNUC__ >= 12)
+#include "amx.h"
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* The outputs of K experts for each of N tokens, weighted and added up. Each product and each sum is rounded
+   to bfloat16; the experts are added in ascending order. y (N * K, D) has the choice (n, k) in row n * K + k;
+   ids at or above num_experts have none. */
+typedef struct {
+    const int64_t *ids;
+    const float *weights;
+    const uint16_t *y;
+    uint16_t *out;
+    long n, k, d;
+    int64_t num_experts;
+} Sum;
+
+enum { MOST_CHOICES = 64 };
+
+static WITH_AMX void add_up(const Sum *s, long token) {
+    long order[MOST_CHOICES], used = 0;
+    const int64_t *ids = s->ids + token * s->k;
+    for (long k = 0; k < s->k; k++) {
+        if (ids[k] >= s->num_experts) continue;
+        long at = used++;
+        for (; at > 0 && ids[order[at - 1]] > ids[k]; at--) order[at] = order[at - 1];
+        order[at] = k;
+    }
+    for (long d = 0; d < s->d; d += SIDE) {
+        __m512 sum = _mm512_setzero_ps();
+        for (long i = 0; i < used; i++) {
+            long row = token * s->k + order[i];
+            __m512 y = widened(_mm256_loadu_si256((const void *)(s->y + row * s->d + d)));
+            y = _mm512_mul_ps(y, _mm512_set1_ps(s->weights[row]));
+            sum = _mm512_add_ps(sum, widened((__m256i)_mm512_cvtneps_pbh(y)));
+            sum = widened((__m256i)_mm512_cvtneps_pbh(sum));
+        }
+        _mm256_storeu_si256((void *)(s->out + token * s->d + d), (__m256i)_mm512_cvtneps_pbh(sum));
+    }
+}
+
+static void add_up_all(const Sum *s, int threads) {
+#pragma omp parallel for num_threads(threads) if (s->n > SIDE)
+    for (long token = 0; token < s->n; token++) add_up(s, token);
+}
+
+/* One batch after another, each of which may take what the one before it gave. */
+static void multiply_in_turn(const Batch *batches, int count, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        configure_tiles();
+        for (int i = 0; i < count; i++) multiply(batches + i);
+        release_tiles();
+    }
+}
+
+/* Whether this processor has what is needed and the system lets a process use it; asking allows it. */
+static int may_use_amx(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18, TILES = 1 << 24, BFLOAT16 = 1 << 22 };
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512dq")) return 0;
+    unsigned a = 7, b, c = 0, d;
+    __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    return (d & TILES) && (d & BFLOAT16) && !syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA);
+}
+#else
+#error "no kernels for this processor"
+#endif
+
+static PyObject *supported(PyObject *module, PyObject *nothing) {
+    (void)module, (void)nothing;
+    return PyBool_FromLong(may_use_amx());
+}
+
+static void *address(unsigned long long number) { return (void *)(uintptr_t)number; }
+
+static long rounded_up(long tokens) { return (tokens + SIDE - 1) / SIDE * SIDE; }
+
+/* x (T, K), w (N, K), y (T, N), scratch (T rounded up, K), T, K, N, threads */
+static PyObject *multiply_one(PyObject *module, PyObject *args) {
+    (void)module;
+    unsigned long long x, w, y, scratch;
+    long tokens, k, n;
+    int threads;
+    if (!PyArg_ParseTuple(args, "KKKKllli", &x, &w, &y, &scratch, &tokens, &k, &n, &threads)) return NULL;
+    Product product = {address(w), address(x), address(y), NULL, NULL, tokens, address(scratch)};
+    Batch batch = {&product, 1, k, n, 0};
+    Py_BEGIN_ALLOW_THREADS;
+    multiply_in_turn(&batch, 1, threads);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+typedef struct {
+    const int64_t *ids;
+    const uint16_t *x;
+    uint16_t *y, *scratch;
+    long n, k, d, i;
+} Tokens;
+
+/* Both products of one expert, for the choices in which it stands; what they take of scratch and rows. */
+static void enter(const Tokens *t, int64_t expert, Product *up, Product *down, uint16_t **scratch, int **rows) {
+    int *x_rows = *rows, *y_rows = x_rows + t->n;
+    long tokens = 0;
+    for (long at = 0; at < t->n * t->k; at++)
+        if (t->ids[at] == expert) {
+            x_rows[tokens] = (int)(at / t->k);
+            y_rows[tokens++] = (int)at;
+        }
+    long padded = rounded_up(tokens);
+    uint16_t *packed_x = *scratch, *packed_h = packed_x + padded * t->d, *u = packed_h + padded * t->i;
+    *up = (Product){up->w, t->x, u, x_rows, NULL, tokens, (uint32_t *)packed_x};
+    *down = (Product){down->w, u, t->y, NULL, y_rows, tokens, (uint32_t *)packed_h};
+    *scratch = u + tokens * 2 * t->i;
+    *rows = y_rows + t->n;
+}
+
+/* [(expert, up (2I, D), down (D, I)), ...], ids (N, K) int64, x (N, D), y (N * K, D), scratch, N, K, D, I,
+   threads: the rows of y of all choices in which one of these experts stands */
+static PyObject *apply_experts(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *list;
+    unsigned long long ids, x, y, scratch;
+    Tokens t;
+    int threads;
+    if (!PyArg_ParseTuple(args, "O!KKKKlllli", &PyList_Type, &list, &ids, &x, &y, &scratch, &t.n, &t.k, &t.d,
+                          &t.i, &threads))
+        return NULL;
+    t.ids = address(ids), t.x = address(x), t.y = address(y), t.scratch = address(scratch);
+    size_t count = (size_t)PyList_Size(list);
+    Product *products = PyMem_Calloc(2 * count + 1, sizeof(Product));
+    int *rows = PyMem_Malloc((2 * count * (size_t)t.n + 1) * sizeof(int)), *next_rows = rows;
+    uint16_t *next_scratch = t.scratch;
+    int fine = products != NULL && rows != NULL;
+    if (!fine) PyErr_NoMemory();
+    for (size_t i = 0; fine && i < count; i++) {
+        long long expert;
+        unsigned long long up, down;
+        fine = PyArg_ParseTuple(PyList_GetItem(list, (Py_ssize_t)i), "LKK", &expert, &up, &down);
+        if (!fine) break;
+        products[i].w = address(up), products[count + i].w = address(down);
+        enter(&t, expert, products + i, products + count + i, &next_scratch, &next_rows);
+    }
+    if (fine) {
+        Batch batches[] = {{products, (long)count, t.d, 2 * t.i, 0}, {products + count, (long)count, t.i, t.d, 1}};
+        Py_BEGIN_ALLOW_THREADS;
+        multiply_in_turn(batches, 2, threads);
+        Py_END_ALLOW_THREADS;
+    }
+    PyMem_Free(products);
+    PyMem_Free(rows);
+    if (!fine) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* ids (N, K) int64, weights (N, K) float32, y (N * K, D), out (N, D), N, K, D, num_experts, threads */
+static PyObject *add_up_choices(PyObject *module, PyObject *args) {
+    (void)module;
+    unsigned long long ids, weights, y, out;
+    Sum s;
+    long num_experts;
+    int threads;
+    if (!PyArg_ParseTuple(args, "KKKKlllli", &ids, &weights, &y, &out, &s.n, &s.k, &s.d, &num_experts, &threads))
+        return NULL;
+    s.ids = address(ids), s.weights = address(weights), s.y = address(y), s.out = address(out);
+    s.num_experts = num_experts;
+    add_up_all(&s, threads);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"supported", supported, METH_NOARGS, "Whether this machine can run the others."},
+    {"multiply", multiply_one, METH_VARARGS, "See pgmoe.cpu.products."},
+    {"apply_experts", apply_experts, METH_VARARGS, "See pgmoe.cpu.experts."},
+    {"add_up", add_up_choices, METH_VARARGS, "See pgmoe.cpu.experts."},
+    {NULL, NULL, 0, NULL},
+};
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_kernels", "Kernels for CPUs with AMX.", -1, methods, NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__kernels(void) { return PyModule_Create(&definition); }

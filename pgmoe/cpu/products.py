@@ -1,0 +1,61 @@
+"""Products of bfloat16 matrices on CPUs with AMX, by a kernel of our own (`amx.h`).
+
+torch's library rearranges weights for every product, and generates code for each number of tokens; for few
+tokens both take longer than the product. The kernel takes weights as they lie in a checkpoint and reads them
+about as fast as the memory gives them.
+
+Shape letters: K inputs, N outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pgmoe.cpu.kernels import MOST_TOKENS, STEP, available, kernels, padded
+
+
+def takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether `multiply` takes these, whose shapes fit each other."""
+    return takes_tokens(x) and takes_weight(weight)
+
+
+def takes_tokens(x: Tensor) -> bool:
+    """Whether it takes these (..., K), with some weight."""
+    return (
+        x.dtype is torch.bfloat16
+        and x.is_cpu
+        and 0 < x.numel() <= MOST_TOKENS * x.shape[-1]
+        and x.is_contiguous()
+    )
+
+
+def takes_weight(weight: Tensor) -> bool:
+    """Whether it takes this (N, K), with some tokens."""
+    return (
+        weight.dtype is torch.bfloat16
+        and weight.is_cpu
+        and not (weight.shape[0] % STEP or weight.shape[1] % STEP)
+        and weight.is_contiguous()
+        and available()
+    )
+
+
+def multiply(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    """out (..., N) = x (..., K) times the transpose of weight (N, K), summed in float32; all contiguous.
+
+    What a token gets depends on its row and the weights alone, to the bit.
+    """
+    num_outputs, num_inputs = weight.shape
+    num_tokens = x.numel() // num_inputs
+    scratch = x.new_empty(padded(num_tokens) * num_inputs)
+    kernels.multiply(
+        x.data_ptr(),
+        weight.data_ptr(),
+        out.data_ptr(),
+        scratch.data_ptr(),
+        num_tokens,
+        num_inputs,
+        num_outputs,
+        torch.get_num_threads(),
+    )
