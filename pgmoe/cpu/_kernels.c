@@ -83,14 +83,14 @@ static void *address(unsigned long long number) { return (void *)(uintptr_t)numb
 
 static long rounded_up(long tokens) { return (tokens + SIDE - 1) / SIDE * SIDE; }
 
-/* x (T, K), w (N, K), y (T, N), scratch (T rounded up, K), T, K, N, threads */
+/* x (T, K), w (N, K), bias (N) or 0, y (T, N), scratch (T rounded up, K), T, K, N, threads */
 static PyObject *multiply_one(PyObject *module, PyObject *args) {
     (void)module;
-    unsigned long long x, w, y, scratch;
+    unsigned long long x, w, bias, y, scratch;
     long tokens, k, n;
     int threads;
-    if (!PyArg_ParseTuple(args, "KKKKllli", &x, &w, &y, &scratch, &tokens, &k, &n, &threads)) return NULL;
-    Product product = {address(w), address(x), address(y), NULL, NULL, tokens, address(scratch)};
+    if (!PyArg_ParseTuple(args, "KKKKKllli", &x, &w, &bias, &y, &scratch, &tokens, &k, &n, &threads)) return NULL;
+    Product product = {address(w), address(x), address(bias), address(y), NULL, NULL, tokens, address(scratch)};
     Batch batch = {&product, 1, k, n, 0};
     Py_BEGIN_ALLOW_THREADS;
     multiply_in_turn(&batch, 1, threads);
@@ -116,8 +116,8 @@ static void enter(const Tokens *t, int64_t expert, Product *up, Product *down, u
         }
     long padded = rounded_up(tokens);
     uint16_t *packed_x = *scratch, *packed_h = packed_x + padded * t->d, *u = packed_h + padded * t->i;
-    *up = (Product){up->w, t->x, u, x_rows, NULL, tokens, (uint32_t *)packed_x};
-    *down = (Product){down->w, u, t->y, NULL, y_rows, tokens, (uint32_t *)packed_h};
+    *up = (Product){up->w, t->x, NULL, u, x_rows, NULL, tokens, (uint32_t *)packed_x};
+    *down = (Product){down->w, u, NULL, t->y, NULL, y_rows, tokens, (uint32_t *)packed_h};
     *scratch = u + tokens * 2 * t->i;
     *rows = y_rows + t->n;
 }

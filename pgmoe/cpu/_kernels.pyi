@@ -1,7 +1,9 @@
 """See `_kernels.c`."""
 
 def supported() -> bool: ...
-def multiply(x: int, w: int, y: int, scratch: int, tokens: int, k: int, n: int, threads: int, /) -> None: ...
+def multiply(
+    x: int, w: int, bias: int, y: int, scratch: int, tokens: int, k: int, n: int, threads: int, /
+) -> None: ...
 def apply_experts(
     experts: list[tuple[int, int, int]],
     ids: int,

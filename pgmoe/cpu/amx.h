@@ -1,6 +1,7 @@
 /* Products of bfloat16 matrices by AMX, for weights as they lie in a checkpoint.
 
-   y (T, N) = x (T, K) times the transpose of w (N, K), all row-major, summed in float32 and rounded once.
+   y (T, N) = x (T, K) times the transpose of w (N, K), plus a bias (N), all row-major, summed in float32 and
+   rounded once.
 
    The weights are the left operand: 16 of their rows are a tile as they are, so they are never rearranged, and
    for few tokens reading them once is all that a product costs. The tokens are the right operand; 16 of them at
@@ -19,7 +20,7 @@
 enum { SIDE = 16, BLOCK = 2 * SIDE, STEP = 32, LINE = 64 };
 
 typedef struct {
-    const uint16_t *w, *x;
+    const uint16_t *w, *x, *bias; /* bias: NULL where there is none */
     uint16_t *y;
     const int *x_rows, *y_rows; /* where each token's row is in x and y; NULL: they follow each other */
     long tokens;
@@ -101,12 +102,19 @@ static WITH_AMX void pack_tile(const Batch *b, const Product *p, long tile) {
     for (int i = 0; i < SIDE; i++) _mm512_storeu_ps(p->packed + tile * SIDE * SIDE + i * SIDE, columns[i]);
 }
 
+/* One output's sums of 16 tokens. */
+static inline WITH_AMX __m512 with_bias(const float *sums, const uint16_t *bias, int output) {
+    __m512 sum = _mm512_load_ps(sums + output * SIDE);
+    return bias == NULL ? sum : _mm512_add_ps(sum, widened(_mm256_set1_epi16((short)bias[output])));
+}
+
 /* Round BLOCK sums of up to 16 tokens from `first` on, of which sums has the transpose, and store them. */
 static inline WITH_AMX void store(const float *sums, const Product *p, long n, long n_at, long first) {
     __m512 in[SIDE], low[SIDE], high[SIDE];
-    for (int i = 0; i < SIDE; i++) in[i] = _mm512_load_ps(sums + i * SIDE);
+    const uint16_t *bias = p->bias == NULL ? NULL : p->bias + n_at;
+    for (int i = 0; i < SIDE; i++) in[i] = with_bias(sums, bias, i);
     transpose(in, low);
-    for (int i = 0; i < SIDE; i++) in[i] = _mm512_load_ps(sums + (SIDE + i) * SIDE);
+    for (int i = 0; i < SIDE; i++) in[i] = with_bias(sums, bias, SIDE + i);
     transpose(in, high);
     for (long t = 0; t < SIDE && first + t < p->tokens; t++) {
         long row = p->y_rows == NULL ? first + t : p->y_rows[first + t];

@@ -30,10 +30,11 @@ def takes_tokens(x: Tensor) -> bool:
     )
 
 
-def takes_weight(weight: Tensor) -> bool:
-    """Whether it takes this (N, K), with some tokens."""
+def takes_weight(weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether it takes this (N, K) and this bias (N,), with some tokens."""
     return (
         weight.dtype is torch.bfloat16
+        and (bias is None or bias.dtype is torch.bfloat16)
         and weight.is_cpu
         and not (weight.shape[0] % STEP or weight.shape[1] % STEP)
         and weight.is_contiguous()
@@ -41,8 +42,10 @@ def takes_weight(weight: Tensor) -> bool:
     )
 
 
-def multiply(x: Tensor, weight: Tensor, out: Tensor) -> None:
-    """out (..., N) = x (..., K) times the transpose of weight (N, K), summed in float32; all contiguous.
+def multiply(x: Tensor, weight: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
+    """out (..., N) = x (..., K) times the transpose of weight (N, K), plus bias (N,); all contiguous.
+
+    Summed in float32, and rounded once.
 
     What a token gets depends on its row and the weights alone, to the bit.
     """
@@ -52,6 +55,7 @@ def multiply(x: Tensor, weight: Tensor, out: Tensor) -> None:
     kernels.multiply(
         x.data_ptr(),
         weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
         out.data_ptr(),
         scratch.data_ptr(),
         num_tokens,

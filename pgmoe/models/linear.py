@@ -15,12 +15,12 @@ class KernelLinear(nn.Linear):
         if not products.takes_tokens(x):
             return super().forward(x)
         out = x.new_empty(*x.shape[:-1], self.out_features)
-        products.multiply(x, self.weight, out)
-        return out if self.bias is None else out.add_(self.bias)
+        products.multiply(x, self.weight, out, self.bias)
+        return out
 
 
 def use_kernel(model: nn.Module) -> None:
     """Have all linear layers of a model take the kernel where they can. For models that only answer."""
     for module in model.modules():
-        if type(module) is nn.Linear and products.takes_weight(module.weight):
+        if type(module) is nn.Linear and products.takes_weight(module.weight, module.bias):
             module.__class__ = KernelLinear

@@ -99,3 +99,11 @@ def test_linear_layers_take_it(bias: bool) -> None:
             x = draw(*shape)
             expected = functional.linear(x, plain.weight, plain.bias)
             torch.testing.assert_close(plain(x), expected, rtol=2**-6, atol=2**-7)
+
+
+def test_a_bias_is_added_before_rounding() -> None:
+    x, weight, bias = draw(9, 64), draw(96, 64), draw(96) * 100
+    out = torch.empty(9, 96, dtype=torch.bfloat16)
+    products.multiply(x, weight, out, bias)
+    exact = x.double() @ weight.double().t() + bias.double()
+    torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=1e-3)
