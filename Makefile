@@ -191,4 +191,4 @@ gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev) ## Run tests and b
 	$(GPU_PYTHON) -m pgmoe.cli.main bench gpu --out "$${OUT:-build/gpu}"
 
 clean: ## Remove the environment and all caches of tools; models stay.
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info pgmoe/cpu/*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 
 from pgmoe.config import EngineConfig
+from pgmoe.cpu.kernel_tokens import KernelTokens
 from pgmoe.engine.engine import Engine
 from pgmoe.engine.free_memory import free_memory
 from pgmoe.errors import ExpertReadError
 from pgmoe.experts.expander import Expander
+from pgmoe.experts.ffn import apply_ffn
+from pgmoe.experts.grouping import TokenGroups
 from pgmoe.experts.tokens import tokens_of
 from pgmoe.layout import ExpertLayer
 from pgmoe.memory import page_aligned
@@ -86,10 +89,28 @@ class LayerCheck:
         return found
 
     def _expected(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        tokens = tokens_of(self.layer, hidden, top_k_index, top_k_index.cpu())
-        for expert in tokens.experts:
-            tokens.apply({expert: self._read(expert, hidden.device)})
-        return tokens.weighted_sum(top_k_weights)
+        ids_NK = top_k_index.cpu()
+        if len(hidden) == 1:
+            token = tokens_of(self.layer, hidden, top_k_index, ids_NK)
+            for expert in token.experts:
+                token.apply({expert: self._read(expert, hidden.device)})
+            return token.weighted_sum(top_k_weights)
+        groups = TokenGroups.of(ids_NK, self.layer.num_experts, hidden.device)
+        places, out = groups.split(groups.places), torch.zeros_like(hidden)
+        few = KernelTokens.takes(self.layer, hidden, ids_NK)
+        for expert, rows_T in groups.split(groups.tokens).items():
+            y = self._output(expert, hidden[rows_T], few=few)
+            y = y * top_k_weights.flatten()[places[expert], None]
+            out.index_add_(0, rows_T, y.to(hidden.dtype))
+        return out
+
+    def _output(self, expert: int, x_TD: Tensor, *, few: bool) -> Tensor:
+        weights = self._read(expert, x_TD.device)
+        if not few:
+            return apply_ffn(self.layer.ffn, weights, x_TD)
+        tokens = KernelTokens(self.layer, x_TD, torch.full((len(x_TD), 1), expert))
+        tokens.apply({expert: weights})
+        return tokens.weighted_sum(torch.ones(len(x_TD), 1))
 
     def _read(self, expert: int, device: torch.device) -> Mapping[str, Tensor]:
         self.num_experts += 1

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from pgmoe.bench.part_timer import PartTimer
-from pgmoe.cpu.few_tokens import FewTokens
+from pgmoe.cpu.kernel_tokens import KernelTokens
 from pgmoe.experts.compute import PooledExperts
 from pgmoe.experts.pool import ExpertPool
 from pgmoe.experts.prefetcher import Prefetcher
@@ -25,8 +25,8 @@ _METHODS: tuple[tuple[type, str, str], ...] = (
     (PooledExperts, "__call__", REST),
     (LoneToken, "apply", COMPUTE),
     (LoneToken, "weighted_sum", COMPUTE),
-    (FewTokens, "apply", COMPUTE),
-    (FewTokens, "weighted_sum", COMPUTE),
+    (KernelTokens, "apply", COMPUTE),
+    (KernelTokens, "weighted_sum", COMPUTE),
     (ExpertPool, "wait", WAITING),
     (ExpertPool, "demand", ORDERING),
     (ExpertPool, "take_stock", STOCK),

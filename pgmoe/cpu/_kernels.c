@@ -1,5 +1,6 @@
-/* What pgmoe computes on CPUs by itself, for its faces in Python: `products` and `experts`. Matrices are given
-   by their addresses; the faces see to it that they are what is wanted here. */
+/* What pgmoe computes on CPUs by itself, for its faces in Python: `products` and `kernel_tokens`. Matrices are given
+   by their addresses; the faces see to it that they are what is wanted here. Numbers too small to be normal
+   count as zero, as AMX has it. */
 
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
@@ -22,7 +23,7 @@ typedef struct {
     int64_t num_experts;
 } Sum;
 
-enum { MOST_CHOICES = 64 };
+enum { MOST_CHOICES = 64, VERSION = 1 }; /* VERSION: another one where arguments change */
 
 static WITH_AMX void add_up(const Sum *s, long token) {
     long order[MOST_CHOICES], used = 0;
@@ -105,39 +106,44 @@ typedef struct {
     long n, k, d, i;
 } Tokens;
 
-/* Both products of one expert, for the choices in which it stands; what they take of scratch and rows. */
-static void enter(const Tokens *t, int64_t expert, Product *up, Product *down, uint16_t **scratch, int **rows) {
-    int *x_rows = *rows, *y_rows = x_rows + t->n;
+/* Where the next expert's choices and numbers go. */
+typedef struct {
+    int *x_rows, *y_rows;
+    uint16_t *scratch;
+} Room;
+
+/* Both products of one expert, for the choices in which it stands. */
+static void enter(const Tokens *t, int64_t expert, Product *up, Product *down, Room *room) {
     long tokens = 0;
     for (long at = 0; at < t->n * t->k; at++)
         if (t->ids[at] == expert) {
-            x_rows[tokens] = (int)(at / t->k);
-            y_rows[tokens++] = (int)at;
+            room->x_rows[tokens] = (int)(at / t->k);
+            room->y_rows[tokens++] = (int)at;
         }
     long padded = rounded_up(tokens);
-    uint16_t *packed_x = *scratch, *packed_h = packed_x + padded * t->d, *u = packed_h + padded * t->i;
-    *up = (Product){up->w, t->x, NULL, u, x_rows, NULL, tokens, (uint32_t *)packed_x};
-    *down = (Product){down->w, u, NULL, t->y, NULL, y_rows, tokens, (uint32_t *)packed_h};
-    *scratch = u + tokens * 2 * t->i;
-    *rows = y_rows + t->n;
+    uint16_t *packed_x = room->scratch, *packed_h = packed_x + padded * t->d, *u = packed_h + padded * t->i;
+    *up = (Product){up->w, t->x, NULL, u, room->x_rows, NULL, tokens, (uint32_t *)packed_x};
+    *down = (Product){down->w, u, NULL, t->y, NULL, room->y_rows, tokens, (uint32_t *)packed_h};
+    *room = (Room){room->x_rows + tokens, room->y_rows + tokens, u + tokens * 2 * t->i};
 }
 
-/* [(expert, up (2I, D), down (D, I)), ...], ids (N, K) int64, x (N, D), y (N * K, D), scratch, N, K, D, I,
-   threads: the rows of y of all choices in which one of these experts stands */
+/* [(expert, up (2I, D), down (D, I)), ...], ids (N, K) int64, x (N, D), y (N * K, D), scratch and its elements,
+   N, K, D, I, threads: the rows of y of all choices in which one of these distinct experts stands */
 static PyObject *apply_experts(PyObject *module, PyObject *args) {
     (void)module;
     PyObject *list;
     unsigned long long ids, x, y, scratch;
+    long elements;
     Tokens t;
     int threads;
-    if (!PyArg_ParseTuple(args, "O!KKKKlllli", &PyList_Type, &list, &ids, &x, &y, &scratch, &t.n, &t.k, &t.d,
-                          &t.i, &threads))
+    if (!PyArg_ParseTuple(args, "O!KKKKllllli", &PyList_Type, &list, &ids, &x, &y, &scratch, &elements, &t.n, &t.k,
+                          &t.d, &t.i, &threads))
         return NULL;
     t.ids = address(ids), t.x = address(x), t.y = address(y), t.scratch = address(scratch);
-    size_t count = (size_t)PyList_Size(list);
+    size_t count = (size_t)PyList_Size(list), choices = (size_t)(t.n * t.k);
     Product *products = PyMem_Calloc(2 * count + 1, sizeof(Product));
-    int *rows = PyMem_Malloc((2 * count * (size_t)t.n + 1) * sizeof(int)), *next_rows = rows;
-    uint16_t *next_scratch = t.scratch;
+    int *rows = PyMem_Malloc((2 * choices + 1) * sizeof(int));
+    Room room = {rows, rows + choices, t.scratch};
     int fine = products != NULL && rows != NULL;
     if (!fine) PyErr_NoMemory();
     for (size_t i = 0; fine && i < count; i++) {
@@ -146,7 +152,11 @@ static PyObject *apply_experts(PyObject *module, PyObject *args) {
         fine = PyArg_ParseTuple(PyList_GetItem(list, (Py_ssize_t)i), "LKK", &expert, &up, &down);
         if (!fine) break;
         products[i].w = address(up), products[count + i].w = address(down);
-        enter(&t, expert, products + i, products + count + i, &next_scratch, &next_rows);
+        enter(&t, expert, products + i, products + count + i, &room);
+    }
+    if (fine && room.scratch - t.scratch > elements) {
+        PyErr_SetString(PyExc_ValueError, "scratch is too small");
+        fine = 0;
     }
     if (fine) {
         Batch batches[] = {{products, (long)count, t.d, 2 * t.i, 0}, {products + count, (long)count, t.i, t.d, 1}};
@@ -169,21 +179,33 @@ static PyObject *add_up_choices(PyObject *module, PyObject *args) {
     int threads;
     if (!PyArg_ParseTuple(args, "KKKKlllli", &ids, &weights, &y, &out, &s.n, &s.k, &s.d, &num_experts, &threads))
         return NULL;
+    if (s.k > MOST_CHOICES) return PyErr_Format(PyExc_ValueError, "more than %d choices", MOST_CHOICES);
     s.ids = address(ids), s.weights = address(weights), s.y = address(y), s.out = address(out);
     s.num_experts = num_experts;
+    Py_BEGIN_ALLOW_THREADS;
     add_up_all(&s, threads);
+    Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
     {"supported", supported, METH_NOARGS, "Whether this machine can run the others."},
     {"multiply", multiply_one, METH_VARARGS, "See pgmoe.cpu.products."},
-    {"apply_experts", apply_experts, METH_VARARGS, "See pgmoe.cpu.experts."},
-    {"add_up", add_up_choices, METH_VARARGS, "See pgmoe.cpu.experts."},
+    {"apply_experts", apply_experts, METH_VARARGS, "See pgmoe.cpu.kernel_tokens."},
+    {"add_up", add_up_choices, METH_VARARGS, "See pgmoe.cpu.kernel_tokens."},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "_kernels", "Kernels for CPUs with AMX.", -1, methods, NULL, NULL, NULL, NULL,
 };
 
-PyMODINIT_FUNC PyInit__kernels(void) { return PyModule_Create(&definition); }
+PyMODINIT_FUNC PyInit__kernels(void) {
+    PyObject *module = PyModule_Create(&definition);
+    if (module == NULL) return NULL;
+    int failed = PyModule_AddIntConstant(module, "VERSION", VERSION) || PyModule_AddIntConstant(module, "SIDE", SIDE) ||
+                 PyModule_AddIntConstant(module, "BLOCK", BLOCK) ||
+                 PyModule_AddIntConstant(module, "MOST_CHOICES", MOST_CHOICES);
+    if (!failed) return module;
+    Py_DecRef(module);
+    return NULL;
+}

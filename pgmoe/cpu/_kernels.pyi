@@ -1,5 +1,10 @@
 """See `_kernels.c`."""
 
+VERSION: int
+SIDE: int
+BLOCK: int
+MOST_CHOICES: int
+
 def supported() -> bool: ...
 def multiply(
     x: int, w: int, bias: int, y: int, scratch: int, tokens: int, k: int, n: int, threads: int, /
@@ -10,6 +15,7 @@ def apply_experts(
     x: int,
     y: int,
     scratch: int,
+    elements: int,
     n: int,
     k: int,
     d: int,

@@ -8,6 +8,7 @@
    a time are transposed into the order in which a tile wants them: pair of k after pair of k, 16 tokens each.
 
    What a token gets depends on its own row alone, neither on how many others there are nor on the threads.
+   AMX takes numbers too small to be normal for zero, and gives none.
 
    Letters: T tokens, N outputs, K inputs. N is a multiple of BLOCK and K one of STEP. */
 
@@ -17,7 +18,7 @@
 
 #define WITH_AMX __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
 
-enum { SIDE = 16, BLOCK = 2 * SIDE, STEP = 32, LINE = 64 };
+enum { SIDE = 16, BLOCK = 2 * SIDE, STEP = BLOCK, LINE = 64 };
 
 typedef struct {
     const uint16_t *w, *x, *bias; /* bias: NULL where there is none */

@@ -4,25 +4,41 @@ from __future__ import annotations
 
 from functools import cache
 
+import torch  # noqa: F401  its OpenMP library is to be there first, so that the kernels' threads are its own
+
 try:
     from pgmoe.cpu import _kernels as kernels
-except ImportError:  # installed without a C compiler, or for another processor
+except ImportError as error:
     kernels = None  # type: ignore[assignment]
+    _missing = f"not built when pgmoe was installed, which takes a C compiler ({error})"
 
-__all__ = ["MOST_TOKENS", "STEP", "available", "kernels", "padded"]
+__all__ = ["BLOCK", "MOST_CHOICES", "MOST_TOKENS", "available", "kernels", "padded", "reason"]
 
-STEP = 32
+BLOCK = 32 if kernels is None else kernels.BLOCK
 """Widths of all matrices are multiples of it."""
+MOST_CHOICES = 64 if kernels is None else kernels.MOST_CHOICES
+"""Experts of one token."""
 MOST_TOKENS = 64
 """Of one pass. For more, torch's library multiplies faster."""
-_SIDE = 16
+_SIDE = 16 if kernels is None else kernels.SIDE
 """Tokens are packed so many at a time."""
+_VERSION = 1
+"""As in `_kernels.c`."""
 
 
 @cache
+def reason() -> str | None:
+    """Why they cannot be called here; None where they can."""
+    if kernels is None:
+        return _missing
+    if kernels.VERSION != _VERSION:
+        return "built from another version's source; install pgmoe again"
+    return None if kernels.supported() else "this CPU has no AMX for bfloat16"
+
+
 def available() -> bool:
     """Whether they can be called here."""
-    return kernels is not None and kernels.supported()
+    return reason() is None
 
 
 def padded(num_tokens: int) -> int:

@@ -12,32 +12,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pgmoe.cpu.kernels import MOST_TOKENS, STEP, available, kernels, padded
+from pgmoe.cpu.kernels import BLOCK, MOST_TOKENS, available, kernels, padded
 
 
-def takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether `multiply` takes these, whose shapes fit each other."""
-    return takes_tokens(x) and takes_weight(weight)
-
-
-def takes_tokens(x: Tensor) -> bool:
-    """Whether it takes these (..., K), with some weight."""
+def takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether `multiply` takes these."""
+    num_outputs, num_inputs = weight.shape
     return (
         x.dtype is torch.bfloat16
+        and weight.dtype is torch.bfloat16
         and x.is_cpu
-        and 0 < x.numel() <= MOST_TOKENS * x.shape[-1]
-        and x.is_contiguous()
-    )
-
-
-def takes_weight(weight: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether it takes this (N, K) and this bias (N,), with some tokens."""
-    return (
-        weight.dtype is torch.bfloat16
-        and (bias is None or bias.dtype is torch.bfloat16)
         and weight.is_cpu
-        and not (weight.shape[0] % STEP or weight.shape[1] % STEP)
+        and x.shape[-1:] == (num_inputs,)
+        and 0 < x.numel() <= MOST_TOKENS * num_inputs
+        and not (num_outputs % BLOCK or num_inputs % BLOCK)
+        and x.is_contiguous()
         and weight.is_contiguous()
+        and (bias is None or (bias.dtype is torch.bfloat16 and bias.is_cpu and bias.is_contiguous()))
         and available()
     )
 

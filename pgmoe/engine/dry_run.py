@@ -7,12 +7,13 @@ Shape letters as in `experts.compute`; R rows: one for each token and expert tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pgmoe.cpu.few_tokens import scratch_elements, suits
+from pgmoe.cpu.kernel_tokens import most_rows, row_elements, suits
 from pgmoe.cpu.kernels import MOST_TOKENS
 from pgmoe.engine.block_manager import BLOCK_TOKENS
 from pgmoe.engine.kv_size import KvSize
@@ -29,7 +30,7 @@ from pgmoe.experts.grouping import TokenGroups
 from pgmoe.kv.gathered import GatheredAttention
 from pgmoe.kv.pages import Pages
 from pgmoe.kv.pool import KvPool
-from pgmoe.layout import ExpertLayer, round_up
+from pgmoe.layout import ExpertLayer
 from pgmoe.models.families import find_sockets
 from pgmoe.models.loader import ModelPlan
 from pgmoe.models.paged import PagedModel, ignore_length
@@ -52,8 +53,10 @@ class DryRun:
         self._chunk = prefill_chunk
         self._max_running = max_running
         expander = Expander(plan.layers, META)
-        for socket, layer in zip(find_sockets(plan.skeleton), plan.layers, strict=True):
-            socket.module.routed_experts = _DryExperts(layer, expander)  # type: ignore[assignment]
+        experts = [_DryExperts(layer, expander) for layer in plan.layers]
+        for socket, routed in zip(find_sockets(plan.skeleton), experts, strict=True):
+            socket.module.routed_experts = routed  # type: ignore[assignment]
+        self._weights = [*_weights(plan.skeleton), *(t for e in experts for t in e.stored.values())]
         ignore_length(plan.skeleton)
         self.shapes = layer_shapes(plan.skeleton) if paged else None
         """What each layer keeps of a token in the pool; None where each sequence has a cache of its own."""
@@ -83,14 +86,21 @@ class DryRun:
         Of an encoder-decoder, prompt and answer are that long each.
         """
         if self.shapes is None:
-            return self._peak_alone(num_tokens)
+            return self._peak_alone(num_tokens) + self._packed_bytes
         chunk = min(self._chunk, num_tokens)
         num_chunks = min(self._max_running, -(-self._chunk // num_tokens))
         lone = [self._part(num_tokens, 1) for _ in range(self._max_running - num_chunks)]
         steps = [[self._part(num_tokens, chunk)] * num_chunks]
         if self._facts.is_encoder_decoder:
             steps += [[self._part(1, 1, num_prompt=num_tokens)] * num_chunks]
-        return max(self._peak([*parts, *lone]) for parts in steps)
+        return max(self._peak([*parts, *lone]) for parts in steps) + self._packed_bytes
+
+    @cached_property
+    def _packed_bytes(self) -> int:
+        """What a dense product by a kernel takes beside its operands at most."""
+        dense = [module.weight for module in self._model.modules() if isinstance(module, nn.Linear)]
+        widths = [weight.shape[1] for weight in dense if weight.dtype is torch.bfloat16]
+        return MOST_TOKENS * max(widths, default=0) * torch.bfloat16.itemsize
 
     def _part(self, end: int, num_tokens: int, num_prompt: int | None = None) -> Part:
         """Tokens up to `end`, of a sequence whose blocks are scattered."""
@@ -114,7 +124,7 @@ class DryRun:
         pages = Pages(pool, GatheredAttention(pool))
         runner = PagedRunner(PagedModel(self._model, pages), pages, pool, META, _nobody)
         kept = [tensor for layer in pool.layers for tensor in (layer.keys, layer.values)]
-        with LiveBytes(known=kept, constant=_weights(self._model)) as live:
+        with LiveBytes(known=kept, constant=self._weights) as live:
             _checked(runner.run(parts))
         peak: int = live.peak
         return peak
@@ -122,7 +132,7 @@ class DryRun:
     def _peak_alone(self, num_tokens: int) -> int:
         """The same of a step that reads a whole prompt, beyond what is kept of it."""
         runner = SequenceRunner(self._model, META, _nobody)
-        with LiveBytes(constant=_weights(self._model)) as live:
+        with LiveBytes(constant=self._weights) as live:
             _checked(runner.run([_prompt(num_tokens)]))
         peak: int = live.peak
         return peak - _num_bytes(_tensors(runner.kept()))
@@ -140,27 +150,33 @@ def _prompt(num_tokens: int) -> Part:
 class _DryExperts:
     """Makes the tensors that PooledExperts makes at most.
 
-    Of many tokens, all have one expert in common. Of few, all experts run together, as on a CPU.
+    By torch, all tokens have one expert in common; by kernels, as many run together as can.
     """
 
     def __init__(self, layer: ExpertLayer, expander: Expander) -> None:
         self._ffn, self._layer = layer.ffn, layer
-        stored = {r.name: torch.empty(r.shape, dtype=r.dtype, device=META) for r in layer.layout.regions}
-        self._weights = expander.weights(layer, stored)
+        self.stored = {r.name: torch.empty(r.shape, dtype=r.dtype, device=META) for r in layer.layout.regions}
+        self._weights = expander.weights(layer, self.stored)
 
     def __call__(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        if len(hidden) <= MOST_TOKENS and suits(self._layer):
-            y_CD = hidden.new_empty(top_k_index.numel(), hidden.shape[1])
-            scratch = hidden.new_empty(scratch_elements(self._layer, *y_CD.shape))
-            del scratch
-            return y_CD[: len(hidden)].clone()
+        self._by_kernels(hidden, *top_k_index.shape)
         places_R = torch.argsort(top_k_index.flatten())
         groups = TokenGroups([0], [len(places_R)], places_R, places_R // top_k_index.shape[1])
         x_RD = hidden[groups.tokens]
         y_RD = torch.empty_like(x_RD)
-        x_TD = hidden.new_empty(round_up(len(hidden), ROWS), hidden.shape[1])  # padded, as on a CPU
+        x_TD = hidden.new_empty(-(-len(hidden) // ROWS) * ROWS, hidden.shape[1])  # padded, as on a CPU
         y_RD[: len(hidden)].copy_(apply_ffn(self._ffn, self._weights, x_TD)[: len(hidden)])
         return groups.add_up(y_RD, top_k_weights)
+
+    def _by_kernels(self, hidden: Tensor, num_tokens: int, top_k: int) -> None:
+        """What they make, where a CPU has them, and give back."""
+        width = hidden.shape[1]
+        if suits(self._layer, width):
+            y_CD = hidden.new_empty(num_tokens * top_k, width)
+            num_rows = most_rows(self._layer, num_tokens, top_k)
+            scratch = hidden.new_empty(num_rows * row_elements(self._layer, width))
+            out_ND = torch.empty_like(hidden)
+            del y_CD, scratch, out_ND
 
 
 def _nobody(sequences: Sequence[str], token_ids: Sequence[Sequence[int]]) -> None:

@@ -12,6 +12,7 @@ from pgmoe.engine.model_facts import check_context, context_of
 from pgmoe.engine.needs import Needs
 from pgmoe.engine.row_slices import CPU_LOGITS, DEVICE_LOGITS
 from pgmoe.experts.footprints import Footprints
+from pgmoe.experts.ledger import Ledger
 from pgmoe.experts.stores.read_plan import plan_reads
 from pgmoe.layout import ExpertLayer
 from pgmoe.models.loader import ModelPlan
@@ -45,6 +46,8 @@ def measure_needs(plan: ModelPlan, config: EngineConfig, device: torch.device, p
     if device.type == "cpu":
         kept = RUNTIME_BYTES + KERNEL_CACHE_ENTRIES * KERNEL_BYTES[plan.layers[0].dtype.itemsize]
         kept += config.num_readers * max(map(_scratch_bytes, plan.layers))
+        num_tokens = prefill_chunk + config.max_running
+        kept += Ledger.num_bytes(num_tokens, [layer.top_k for layer in plan.layers])
         if config.admission == "experts":
             experts_per_layer = [layer.num_experts for layer in plan.layers]
             kept += Footprints.num_bytes(experts_per_layer, 2 * config.max_running)

@@ -34,7 +34,9 @@ class Lease:
             while not self._ready:
                 self._wait()
                 self._order()
-            self._lent = [self._ready.popleft() for _ in range(min(self._at_once, len(self._ready)))]
+            # Where slots are short, each that is given back lets another expert be read meanwhile.
+            most = 1 if self._missing else self._at_once
+            self._lent = [self._ready.popleft() for _ in range(min(most, len(self._ready)))]
             yield [self._pool.lend(expert) for expert in self._lent]
             self._take_back()
             self._order()

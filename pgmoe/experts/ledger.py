@@ -32,7 +32,7 @@ class Ledger:
         self._uses: dict[str, Uses] = {}
         self._sequences: tuple[str, ...] = ()
         self._owners_N = np.zeros(0, np.int64)
-        self._entries: list[tuple[Tensor, int, Collection[int]]] = []
+        self._entries: list[tuple[np.ndarray, int, Collection[int]]] = []
 
     def begin(self, sequences: Sequence[str], num_tokens: Sequence[int]) -> None:
         """A pass of these sequences' tokens begins, so many of each in this order."""
@@ -43,12 +43,14 @@ class Ledger:
             self._uses.setdefault(sequence, Uses())
 
     def enter(self, ids_NK: Tensor, num_experts: int, missing: Collection[int]) -> None:
-        """A layer used these experts (on the host; those at or above `num_experts` stand for none).
-
-        Kept until the pass is counted: neither may change.
-        """
+        """A layer used these experts (on the host; those at or above `num_experts` stand for none)."""
         if len(ids_NK) == len(self._owners_N):  # or nobody announced the pass: who runs the model by himself
-            self._entries.append((ids_NK, num_experts, missing))
+            self._entries.append((ids_NK.numpy().astype(np.int32), num_experts, frozenset(missing)))
+
+    @staticmethod
+    def num_bytes(num_tokens: int, top_ks: Sequence[int]) -> int:
+        """Of a pass of so many tokens, before it is counted."""
+        return 4 * num_tokens * sum(top_ks)
 
     def take(self) -> dict[str, Uses]:
         """What was entered since the last time, by sequence; the pass is over."""
@@ -74,8 +76,7 @@ class Ledger:
             uses.hits += num_used - num_missed
             uses.misses += num_missed
 
-    def _used(self, layer: int, ids_NK: Tensor, num_experts: int, widest: int) -> np.ndarray:
+    def _used(self, layer: int, ids_NK: np.ndarray, num_experts: int, widest: int) -> np.ndarray:
         """(layer, sequence, expert) as one number each, all distinct."""
-        ids = ids_NK.numpy()
-        marks = (layer * len(self._sequences) + self._owners_N[:, None]) * widest + ids
-        return np.unique(marks[ids < num_experts])
+        marks = (layer * len(self._sequences) + self._owners_N[:, None]) * widest + ids_NK
+        return np.unique(marks[ids_NK < num_experts])

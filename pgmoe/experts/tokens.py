@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pgmoe.cpu.few_tokens import FewTokens
+from pgmoe.cpu.kernel_tokens import KernelTokens
 from pgmoe.experts.ffn import Weights, apply_ffn, project
 from pgmoe.experts.grouping import TokenGroups
 from pgmoe.layout import ExpertLayer
@@ -27,7 +27,7 @@ class Tokens(Protocol):
     """Most that `apply` takes in one call; fewer may come."""
 
     def apply(self, experts: Mapping[int, Weights]) -> None:
-        """Compute these."""
+        """Compute these; each exactly once before `weighted_sum`."""
         ...
 
     def weighted_sum(self, weights_NK: Tensor) -> Tensor:
@@ -38,8 +38,8 @@ class Tokens(Protocol):
 
 def tokens_of(layer: ExpertLayer, hidden: Tensor, top_k_index: Tensor, ids_NK: Tensor) -> Tokens:
     """Tokens (N, D) that chose top_k_index (N, K); ids_NK has the same on the host."""
-    if FewTokens.takes(layer, hidden, ids_NK.shape[1]):
-        return FewTokens(layer, hidden, ids_NK)
+    if KernelTokens.takes(layer, hidden, ids_NK):
+        return KernelTokens(layer, hidden, ids_NK)
     if len(hidden) == 1:
         return LoneToken(layer, hidden, top_k_index, ids_NK)
     return ManyTokens(layer, hidden, ids_NK)
@@ -80,9 +80,8 @@ class LoneToken:
         self.at_once = max(1, len(self.experts))
         self._row_of = {e: row for row, e in enumerate(self.experts)}
         assert len(self._row_of) == len(self.experts), self.experts
-        self._order_K = top_k_index[
-            0
-        ].argsort()  # on the device, or adding up would have to wait for the host
+        # On the device, or adding up would have to wait for the host.
+        self._order_K = top_k_index[0].argsort()
         self._ffn = layer.ffn
         self._x_1D = x_1D
         self._up_KU = x_1D.new_zeros(len(self.experts), layer.up_width)

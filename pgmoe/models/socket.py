@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers.activations import SiLUActivation
-from transformers.integrations.moe import _default_apply_gate
 
 from pgmoe.errors import UnsupportedModel
 from pgmoe.layout import ExpertFFN
@@ -95,9 +95,13 @@ def _fused_socket(model: nn.Module, name: str, module: nn.Module) -> ExpertSocke
 
 
 def _is_swiglu(module: nn.Module) -> bool:
-    silu = isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation)
-    plain = getattr(type(module), "_apply_gate", None) is _default_apply_gate
-    return silu and plain and bool(module.has_gate) and bool(module.is_concatenated)
+    """Whether silu of the first half times the second is what lies between the products: it is tried out."""
+    if not module.has_gate or not isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation):
+        return False
+    row = torch.linspace(-1, 1, 16)
+    u = torch.cat([scale * row for scale in (1, -1, 30, -30, 1e6, -1e6)]).view(-1, 16)  # past any limit
+    gate, up = u.chunk(2, dim=-1)
+    return torch.equal(module._apply_gate(u), nn.functional.silu(gate) * up)  # type: ignore[operator]
 
 
 def _top_k(model: nn.Module, experts: str) -> int:

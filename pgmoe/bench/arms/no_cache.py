@@ -18,12 +18,12 @@ from pgmoe.bench.job import Answer, Job, Place, Traffic
 from pgmoe.engine.assembly import resolve_dtype
 from pgmoe.errors import ConfigError
 from pgmoe.experts.expander import Expander
-from pgmoe.experts.ffn import apply_ffn
-from pgmoe.experts.grouping import TokenGroups
 from pgmoe.experts.stores.base import ExpertStore
 from pgmoe.experts.stores.disk import DiskStore
+from pgmoe.experts.tokens import tokens_of
 from pgmoe.layout import ExpertId, ExpertLayer
 from pgmoe.memory import page_aligned
+from pgmoe.models.linear import use_kernel
 from pgmoe.models.loader import load_model, read_plan
 
 
@@ -76,17 +76,13 @@ class NoCacheExperts:
 
     def __call__(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """See RoutedExperts."""
-        groups = TokenGroups.of(top_k_index, self._layer.num_experts)
-        x_RD = hidden[groups.tokens]
-        y_RD = torch.empty_like(x_RD)
-        y_of = groups.split(y_RD)
-        for index, x_TD in groups.split(x_RD).items():
+        tokens = tokens_of(self._layer, hidden, top_k_index, top_k_index)
+        for index in tokens.experts:
             expert = ExpertId(self._index, index)
             self._reader.read(expert)
             stored = self._layer.layout.views(self._reader.slot, self._reader.store.starts(expert))
-            weights = self._expander.weights(self._layer, stored)
-            y_of[index].copy_(apply_ffn(self._layer.ffn, weights, x_TD))
-        return groups.add_up(y_RD, top_k_weights)
+            tokens.apply({index: self._expander.weights(self._layer, stored)})
+        return tokens.weighted_sum(top_k_weights)
 
 
 class LoadedNoCache:
@@ -97,6 +93,7 @@ class LoadedNoCache:
         self._device = torch.device("cpu")
         loaded = load_model(plan, dtype=resolve_dtype("auto", plan.layers), device=self._device)
         self._loaded = loaded
+        use_kernel(loaded.model)
         self._model = loaded.model
         slot_bytes = max(layer.layout.slot_bytes for layer in loaded.layers)
         self._reader = Reader(DiskStore(loaded.layers), page_aligned(slot_bytes))

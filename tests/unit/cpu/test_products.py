@@ -7,11 +7,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pgmoe.cpu import products
+from pgmoe.cpu import kernels, products
 from pgmoe.cpu.kernels import MOST_TOKENS, available
 from pgmoe.models.linear import KernelLinear, use_kernel
+from tests.support.fresh import fresh_seed
 
 pytestmark = pytest.mark.skipif(not available(), reason="no CPU with AMX, or built without a compiler")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(fresh_seed())
 
 
 def draw(*shape: int, offset: int = 0) -> torch.Tensor:
@@ -21,8 +27,13 @@ def draw(*shape: int, offset: int = 0) -> torch.Tensor:
 
 
 def multiplied(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    out = torch.full((*x.shape[:-1], len(weight)), torch.nan, dtype=x.dtype)
+    """The product; nothing around it may be written to."""
+    shape = (*x.shape[:-1], len(weight))
+    around = torch.full((torch.Size(shape).numel() + 128,), 7, dtype=x.dtype)
+    out = around[64:-64].view(shape)
     products.multiply(x, weight, out)
+    assert (around[:64] == 7).all()
+    assert (around[-64:] == 7).all()
     return out
 
 
@@ -69,23 +80,42 @@ def test_what_is_not_a_number_stays_so() -> None:
     assert not out[2].isfinite().any()
 
 
-@pytest.mark.parametrize(
-    ("x", "weight"),
-    [
-        (draw(2, 64).float(), draw(64, 64).float()),
-        (draw(2, 64), draw(64, 64).float()),
-        (draw(2, 48), draw(64, 48)),
-        (draw(2, 64), draw(40, 64)),
-        (draw(2, 64), draw(64, 64).t()),
-        (draw(64, 2).t(), draw(64, 64)),
-        (draw(MOST_TOKENS + 1, 64), draw(64, 64)),
-        (draw(0, 64), draw(64, 64)),
-        (draw(2, 64).to("meta"), draw(64, 64).to("meta")),
-    ],
-    ids=["float32", "types", "inputs", "outputs", "weight's strides", "strides", "tokens", "none", "meta"],
-)
-def test_other_operands_are_left_to_torch(x: torch.Tensor, weight: torch.Tensor) -> None:
+OTHERS = {
+    "float32": lambda: (draw(2, 64).float(), draw(64, 64).float()),
+    "types": lambda: (draw(2, 64), draw(64, 64).float()),
+    "inputs": lambda: (draw(2, 48), draw(64, 48)),
+    "outputs": lambda: (draw(2, 64), draw(40, 64)),
+    "widths": lambda: (draw(2, 128), draw(64, 64)),
+    "a number": lambda: (draw(1)[0], draw(64, 64)),
+    "weight's strides": lambda: (draw(2, 64), draw(64, 64).t()),
+    "strides": lambda: (draw(64, 2).t(), draw(64, 64)),
+    "tokens": lambda: (draw(MOST_TOKENS + 1, 64), draw(64, 64)),
+    "none": lambda: (draw(0, 64), draw(64, 64)),
+    "meta": lambda: (draw(2, 64).to("meta"), draw(64, 64).to("meta")),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_other_operands_are_left_to_torch(what: str) -> None:
+    x, weight = OTHERS[what]()
     assert not products.takes(x, weight)
+
+
+def test_a_layer_that_was_changed_meanwhile_is_left_to_torch() -> None:
+    layer = nn.Linear(64, 32).to(torch.bfloat16)
+    use_kernel(layer)
+    assert type(layer) is KernelLinear
+    with torch.inference_mode():
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            layer(draw(2, 128))
+        assert torch.equal(layer.float()(draw(2, 64).float()).isfinite(), torch.ones(2, 32, dtype=torch.bool))
+
+
+def test_gradients_come_from_torch() -> None:
+    layer = nn.Linear(64, 32).to(torch.bfloat16)
+    use_kernel(layer)
+    layer(draw(2, 64)).sum().backward()
+    assert layer.weight.grad is not None
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -93,10 +123,11 @@ def test_linear_layers_take_it(bias: bool) -> None:
     plain = nn.Linear(96, 64, bias=bias).to(torch.bfloat16)
     model = nn.Sequential(nn.Linear(96, 40).to(torch.bfloat16), plain)
     use_kernel(model)
-    assert [type(layer) for layer in model] == [nn.Linear, KernelLinear]
+    assert [type(layer) for layer in model] == [KernelLinear, KernelLinear]
     with torch.inference_mode():
         for shape in ((96,), (1, 5, 96), (MOST_TOKENS + 1, 96)):
             x = draw(*shape)
+            assert model[0](x).shape == (*shape[:-1], 40)
             expected = functional.linear(x, plain.weight, plain.bias)
             torch.testing.assert_close(plain(x), expected, rtol=2**-6, atol=2**-7)
 
@@ -107,3 +138,31 @@ def test_a_bias_is_added_before_rounding() -> None:
     products.multiply(x, weight, out, bias)
     exact = x.double() @ weight.double().t() + bias.double()
     torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=1e-3)
+
+
+def test_a_missing_kernel_is_told_of_and_torch_computes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = nn.Linear(64, 32).to(torch.bfloat16)
+    monkeypatch.setattr(kernels, "kernels", None)
+    monkeypatch.setattr(kernels, "_missing", "not built", raising=False)
+    kernels.reason.cache_clear()
+    try:
+        with caplog.at_level("INFO"):
+            use_kernel(layer)
+        assert not products.takes(draw(2, 64), layer.weight)
+    finally:
+        monkeypatch.undo()
+        kernels.reason.cache_clear()
+    assert type(layer) is nn.Linear
+    assert "the kernels for them are missing, not built" in caplog.text
+
+
+def test_a_kernel_of_another_version_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_VERSION", 0)
+    kernels.reason.cache_clear()
+    try:
+        assert "another version" in str(kernels.reason())
+    finally:
+        monkeypatch.undo()
+        kernels.reason.cache_clear()

@@ -5,6 +5,7 @@ import random
 import torch
 
 from pgmoe.experts.ledger import Ledger, Uses
+from tests.support.fresh import fresh_seed
 
 
 def test_each_sequence_is_told_of_the_experts_that_its_own_tokens_used() -> None:
@@ -32,17 +33,22 @@ def test_a_pass_that_nobody_announced_is_left_out() -> None:
 
 
 def test_counts_are_those_of_sets() -> None:
-    draw = random.Random(1)
+    draw = random.Random(fresh_seed())
     for _ in range(50):
-        num_experts, top_k = draw.randint(3, 9), draw.randint(1, 3)
         rows = [draw.randint(1, 5) for _ in range(draw.randint(1, 4))]
-        ids = [draw.sample(range(num_experts + 1), top_k) for _ in range(sum(rows))]
-        missing = set(draw.sample(range(num_experts), 2))
         ledger, names = Ledger(), [str(n) for n in range(len(rows))]
+        expected = {name: Uses() for name in names}
         ledger.begin(names, rows)
-        ledger.enter(torch.tensor(ids), num_experts, missing)
-        taken = ledger.take()
-        for name, num_rows in zip(names, rows, strict=True):
-            own, ids = ids[:num_rows], ids[num_rows:]
-            used = {e for row in own for e in row if e < num_experts}
-            assert taken[name] == Uses(hits=len(used - missing), misses=len(used & missing))
+        for _ in range(draw.randint(1, 4)):  # layers
+            num_experts, top_k = draw.randint(3, 9), draw.randint(1, 3)
+            ids = [draw.sample(range(num_experts + 1), top_k) for _ in range(sum(rows))]
+            missing = set(draw.sample(range(num_experts), 2))
+            given = torch.tensor(ids)
+            ledger.enter(given, num_experts, missing)
+            given.zero_()  # whose memory is the model's
+            for name, num_rows in zip(names, rows, strict=True):
+                own, ids = ids[:num_rows], ids[num_rows:]
+                used = {e for row in own for e in row if e < num_experts}
+                expected[name].hits += len(used - missing)
+                expected[name].misses += len(used & missing)
+        assert ledger.take() == expected
