@@ -19,7 +19,7 @@ BLOCK = 32 if kernels is None else kernels.BLOCK
 MOST_CHOICES = 64 if kernels is None else kernels.MOST_CHOICES
 """Experts of one token."""
 MOST_TOKENS = 64
-"""Of one pass. For more, torch's library multiplies faster."""
+"""Of a dense product. For more, torch's library multiplies faster."""
 _SIDE = 16 if kernels is None else kernels.SIDE
 """Tokens are packed so many at a time."""
 _VERSION = 1

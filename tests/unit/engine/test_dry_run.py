@@ -162,8 +162,8 @@ def test_a_step_holds_no_more_than_was_predicted_and_not_much_less(
 ) -> None:
     folder = tiny(family, torch.bfloat16)
     predicted = dry_run(folder).workspace_bytes(NUM_TOKENS)
-    # So few tokens are rounded up by a third, where one expert gets all of them as predicted; and what a dense
-    # product packs is predicted beside the peak.
+    # So few tokens are rounded up by a third, where one expert gets all of them as predicted; and what a
+    # dense product packs is predicted beside the peak.
     assert predicted * 0.7 <= most_held(folder) <= predicted
 
 
