@@ -82,8 +82,6 @@ static PyObject *supported(PyObject *module, PyObject *nothing) {
 
 static void *address(unsigned long long number) { return (void *)(uintptr_t)number; }
 
-static long rounded_up(long tokens) { return (tokens + SIDE - 1) / SIDE * SIDE; }
-
 /* x (T, K), w (N, K), bias (N) or 0, y (T, N), scratch (T rounded up, K), T, K, N, threads */
 static PyObject *multiply_one(PyObject *module, PyObject *args) {
     (void)module;

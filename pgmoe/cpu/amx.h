@@ -34,6 +34,8 @@ typedef struct {
     int gated; /* x is (T, 2 K), of which silu(left half) * right half is taken */
 } Batch;
 
+static inline long rounded_up(long tokens) { return (tokens + SIDE - 1) / SIDE * SIDE; }
+
 /* out[i][j] = in[j][i], 16 x 16 numbers of 32 bits. */
 static inline WITH_AMX void transpose(const __m512 in[SIDE], __m512 out[SIDE]) {
     __m512 a[SIDE], b[SIDE];
@@ -189,7 +191,7 @@ static void multiply(const Batch *b) {
     long per_product = b->n / BLOCK, blocks = b->count * per_product;
     for (long i = 0; i < b->count; i++) {
         const Product *p = b->products + i;
-        long tiles = (p->tokens + SIDE - 1) / SIDE * (b->k / STEP);
+        long tiles = rounded_up(p->tokens) / SIDE * (b->k / STEP);
 #pragma omp for schedule(static) nowait
         for (long tile = 0; tile < tiles; tile++) pack_tile(b, p, tile);
     }

@@ -28,10 +28,10 @@ class KernelTokens:
         self._x_ND, self._ids_NK = hidden, ids_NK.contiguous()
         self._num_experts, self._width = layer.num_experts, layer.up_width // 2
         counts = Counter(ids_NK.flatten().tolist())
-        self._rows = {e: padded(count) for e, count in counts.items()}
-        self.experts = sorted(e for e in counts if e < layer.num_experts)
+        self._rows = {e: padded(count) for e, count in counts.items() if e < layer.num_experts}
+        self.experts = sorted(self._rows)
         self.at_once = max(1, len(self.experts))
-        self._most_rows = max(most_rows(layer, *ids_NK.shape), *self._rows.values())
+        self._most_rows = max(most_rows(layer, *ids_NK.shape), *self._rows.values(), 0)
         self._y_CD = hidden.new_empty(ids_NK.numel(), hidden.shape[1])
         self._scratch = hidden.new_empty(self._most_rows * row_elements(layer, hidden.shape[1]))
 

@@ -7,14 +7,13 @@ Shape letters as in `experts.compute`; R rows: one for each token and expert tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pgmoe.cpu.kernel_tokens import most_rows, row_elements, suits
-from pgmoe.cpu.kernels import MOST_TOKENS
+from pgmoe.cpu.kernels import MOST_TOKENS, padded
 from pgmoe.engine.block_manager import BLOCK_TOKENS
 from pgmoe.engine.kv_size import KvSize
 from pgmoe.engine.live_bytes import LiveBytes
@@ -56,6 +55,9 @@ class DryRun:
         experts = [_DryExperts(layer, expander) for layer in plan.layers]
         for socket, routed in zip(find_sockets(plan.skeleton), experts, strict=True):
             socket.module.routed_experts = routed  # type: ignore[assignment]
+        for module in plan.skeleton.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = _DryLinear
         self._weights = [*_weights(plan.skeleton), *(t for e in experts for t in e.stored.values())]
         ignore_length(plan.skeleton)
         self.shapes = layer_shapes(plan.skeleton) if paged else None
@@ -86,21 +88,14 @@ class DryRun:
         Of an encoder-decoder, prompt and answer are that long each.
         """
         if self.shapes is None:
-            return self._peak_alone(num_tokens) + self._packed_bytes
+            return self._peak_alone(num_tokens)
         chunk = min(self._chunk, num_tokens)
         num_chunks = min(self._max_running, -(-self._chunk // num_tokens))
         lone = [self._part(num_tokens, 1) for _ in range(self._max_running - num_chunks)]
         steps = [[self._part(num_tokens, chunk)] * num_chunks]
         if self._facts.is_encoder_decoder:
             steps += [[self._part(1, 1, num_prompt=num_tokens)] * num_chunks]
-        return max(self._peak([*parts, *lone]) for parts in steps) + self._packed_bytes
-
-    @cached_property
-    def _packed_bytes(self) -> int:
-        """What a dense product by a kernel takes beside its operands at most."""
-        dense = [module.weight for module in self._model.modules() if isinstance(module, nn.Linear)]
-        widths = [weight.shape[1] for weight in dense if weight.dtype is torch.bfloat16]
-        return MOST_TOKENS * max(widths, default=0) * torch.bfloat16.itemsize
+        return max(self._peak([*parts, *lone]) for parts in steps)
 
     def _part(self, end: int, num_tokens: int, num_prompt: int | None = None) -> Part:
         """Tokens up to `end`, of a sequence whose blocks are scattered."""
@@ -145,6 +140,17 @@ class DryRun:
 
 def _prompt(num_tokens: int) -> Part:
     return Part(sequence_id="", token_ids=(0,) * num_tokens, start=0)
+
+
+class _DryLinear(nn.Linear):
+    """Also makes what a kernel packs for few tokens: of a step of more, as for the most that it takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        num_tokens = min(MOST_TOKENS, x.numel() // self.in_features)
+        packed = x.new_empty(padded(num_tokens) * self.in_features if x.dtype == torch.bfloat16 else 0)
+        out = super().forward(x)
+        del packed
+        return out
 
 
 class _DryExperts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pgmoe.cpu import kernel_tokens, products
-from pgmoe.cpu.kernel_tokens import KernelTokens, suits
+from pgmoe.cpu.kernel_tokens import KernelTokens, most_rows, suits
 from pgmoe.cpu.kernels import MOST_CHOICES, available, reason
 from pgmoe.experts.tokens import LoneToken, ManyTokens, tokens_of
 from pgmoe.layout import BlobLayout, ExpertFFN, ExpertLayer
@@ -146,6 +147,12 @@ def test_a_token_without_an_expert_gets_zeros(case: SimpleNamespace) -> None:
     assert not computed(case, ids=none).any()
 
 
+def test_choices_of_no_expert_take_no_memory(case: SimpleNamespace) -> None:
+    ids = torch.full((2000, 4), len(case.weights))
+    tokens = KernelTokens(case.layer, case.x[:1].expand(2000, -1), ids)
+    assert tokens._most_rows == most_rows(case.layer, 2000, 4)
+
+
 @needs_kernels
 @pytest.mark.parametrize("gate", [-3e38, -1e38, -100.0, -20.0, 0.0, 20.0, 100.0, 1e38])
 def test_the_gate_is_right_at_its_ends(gate: float) -> None:
@@ -236,4 +243,5 @@ def test_kernels_are_there_where_they_can_be() -> None:
     """Else all tests of theirs would be passed over unseen."""
     flags = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
     if "amx_bf16" in flags and shutil.which("gcc"):
-        assert reason() is None
+        version = subprocess.run(["gcc", "-dumpversion"], capture_output=True, text=True, check=True).stdout
+        assert reason() is None or int(version.split(".")[0]) < 12

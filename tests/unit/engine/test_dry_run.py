@@ -162,9 +162,8 @@ def test_a_step_holds_no_more_than_was_predicted_and_not_much_less(
 ) -> None:
     folder = tiny(family, torch.bfloat16)
     predicted = dry_run(folder).workspace_bytes(NUM_TOKENS)
-    # So few tokens are rounded up by a third, where one expert gets all of them as predicted; and what a
-    # dense product packs is predicted beside the peak.
-    assert predicted * 0.7 <= most_held(folder) <= predicted
+    # So few tokens are rounded up by a third, where one expert gets all of them as predicted.
+    assert predicted * 0.8 <= most_held(folder) <= predicted
 
 
 def test_a_step_of_several_short_prompts_is_planned_as_such(tiny: TinyCheckpoints) -> None:
