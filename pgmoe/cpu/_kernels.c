@@ -8,6 +8,8 @@
 
 #if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) || __GNUC__ >= 12)
 #include "amx.h"
+#include "attention.h"
+#include "norm.h"
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -23,7 +25,7 @@ typedef struct {
     int64_t num_experts;
 } Sum;
 
-enum { MOST_CHOICES = 64, VERSION = 1 }; /* VERSION: another one where arguments change */
+enum { MOST_CHOICES = 64, VERSION = 2 }; /* VERSION: another one where arguments change */
 
 static WITH_AMX void add_up(const Sum *s, long token) {
     long order[MOST_CHOICES], used = 0;
@@ -82,16 +84,22 @@ static PyObject *supported(PyObject *module, PyObject *nothing) {
 
 static void *address(unsigned long long number) { return (void *)(uintptr_t)number; }
 
-/* x (T, K), w (N, K), bias (N) or 0, y (T, N), scratch (T rounded up, K), T, K, N, threads */
+/* x (T, K), w (N, K), bias (N) or 0, y (T, N), scratch (T rounded up, K) and (BLOCK, K) more unless N is a multiple of
+   BLOCK, T, K, N, threads */
 static PyObject *multiply_one(PyObject *module, PyObject *args) {
     (void)module;
     unsigned long long x, w, bias, y, scratch;
     long tokens, k, n;
     int threads;
     if (!PyArg_ParseTuple(args, "KKKKKllli", &x, &w, &bias, &y, &scratch, &tokens, &k, &n, &threads)) return NULL;
-    Product product = {address(w), address(x), address(bias), address(y), NULL, NULL, tokens, address(scratch)};
+    uint16_t *packed = address(scratch), *tail = packed + rounded_up(tokens) * k;
+    Product product = {address(w), address(x), address(bias), tail, address(y), NULL, NULL, tokens, (uint32_t *)packed};
     Batch batch = {&product, 1, k, n, 0};
     Py_BEGIN_ALLOW_THREADS;
+    if (n % BLOCK) {
+        memset(tail, 0, (size_t)(BLOCK * k) * sizeof *tail);
+        memcpy(tail, product.w + n / BLOCK * BLOCK * k, (size_t)(n % BLOCK * k) * sizeof *tail);
+    }
     multiply_in_turn(&batch, 1, threads);
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
@@ -120,8 +128,8 @@ static void enter(const Tokens *t, int64_t expert, Product *up, Product *down, R
         }
     long padded = rounded_up(tokens);
     uint16_t *packed_x = room->scratch, *packed_h = packed_x + padded * t->d, *u = packed_h + padded * t->i;
-    *up = (Product){up->w, t->x, NULL, u, room->x_rows, NULL, tokens, (uint32_t *)packed_x};
-    *down = (Product){down->w, u, NULL, t->y, NULL, room->y_rows, tokens, (uint32_t *)packed_h};
+    *up = (Product){up->w, t->x, NULL, NULL, u, room->x_rows, NULL, tokens, (uint32_t *)packed_x};
+    *down = (Product){down->w, u, NULL, NULL, t->y, NULL, room->y_rows, tokens, (uint32_t *)packed_h};
     *room = (Room){room->x_rows + tokens, room->y_rows + tokens, u + tokens * 2 * t->i};
 }
 
@@ -186,11 +194,50 @@ static PyObject *add_up_choices(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* queries (T, Q, D) and how far apart tokens and heads are in it, keys (P, H, D), values (P, H, V), sinks (Q) float32 or
+   0, out (T, Q, V), blocks and spans (T, 2) and tiles (N, 5) int32, N, scale, H, Q / H, D, V, tokens of a block,
+   threads */
+static PyObject *attend_all(PyObject *module, PyObject *args) {
+    (void)module;
+    unsigned long long queries, keys, values, sinks, out, blocks, spans, tiles;
+    Attention a;
+    long count;
+    int threads;
+    if (!PyArg_ParseTuple(args, "KllKKKKKKKlfllllli", &queries, &a.token_stride, &a.head_stride, &keys, &values, &sinks,
+                          &out, &blocks, &spans, &tiles, &count, &a.scale, &a.heads, &a.groups, &a.width,
+                          &a.value_width, &a.block_tokens, &threads))
+        return NULL;
+    if (a.width > MOST_WIDTH || a.value_width > MOST_WIDTH)
+        return PyErr_Format(PyExc_ValueError, "heads wider than %d", MOST_WIDTH);
+    a.queries = address(queries), a.keys = address(keys), a.values = address(values), a.sinks = address(sinks);
+    a.out = address(out), a.blocks = address(blocks), a.spans = address(spans);
+    Py_BEGIN_ALLOW_THREADS;
+    attend(&a, address(tiles), count, threads);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+/* x (T, D), w (D), y (T, D), T, D, epsilon, threads */
+static PyObject *normalise_rows(PyObject *module, PyObject *args) {
+    (void)module;
+    unsigned long long x, w, y;
+    long tokens, d;
+    float epsilon;
+    int threads;
+    if (!PyArg_ParseTuple(args, "KKKllfi", &x, &w, &y, &tokens, &d, &epsilon, &threads)) return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    normalise_all(address(x), address(w), address(y), tokens, d, epsilon, threads);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"supported", supported, METH_NOARGS, "Whether this machine can run the others."},
     {"multiply", multiply_one, METH_VARARGS, "See pgmoe.cpu.products."},
     {"apply_experts", apply_experts, METH_VARARGS, "See pgmoe.cpu.kernel_tokens."},
     {"add_up", add_up_choices, METH_VARARGS, "See pgmoe.cpu.kernel_tokens."},
+    {"attend", attend_all, METH_VARARGS, "See pgmoe.kv.kernel_attention."},
+    {"normalise", normalise_rows, METH_VARARGS, "See pgmoe.models.norm."},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef definition = {
@@ -202,7 +249,8 @@ PyMODINIT_FUNC PyInit__kernels(void) {
     if (module == NULL) return NULL;
     int failed = PyModule_AddIntConstant(module, "VERSION", VERSION) || PyModule_AddIntConstant(module, "SIDE", SIDE) ||
                  PyModule_AddIntConstant(module, "BLOCK", BLOCK) ||
-                 PyModule_AddIntConstant(module, "MOST_CHOICES", MOST_CHOICES);
+                 PyModule_AddIntConstant(module, "MOST_CHOICES", MOST_CHOICES) ||
+                 PyModule_AddIntConstant(module, "MOST_WIDTH", MOST_WIDTH);
     if (!failed) return module;
     Py_DecRef(module);
     return NULL;

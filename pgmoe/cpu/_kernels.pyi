@@ -4,6 +4,7 @@ VERSION: int
 SIDE: int
 BLOCK: int
 MOST_CHOICES: int
+MOST_WIDTH: int
 
 def supported() -> bool: ...
 def multiply(
@@ -25,4 +26,28 @@ def apply_experts(
 ) -> None: ...
 def add_up(
     ids: int, weights: int, y: int, out: int, n: int, k: int, d: int, num_experts: int, threads: int, /
+) -> None: ...
+def attend(
+    queries: int,
+    token_stride: int,
+    head_stride: int,
+    keys: int,
+    values: int,
+    sinks: int,
+    out: int,
+    blocks: int,
+    spans: int,
+    tiles: int,
+    count: int,
+    scale: float,
+    heads: int,
+    groups: int,
+    width: int,
+    value_width: int,
+    block_tokens: int,
+    threads: int,
+    /,
+) -> None: ...
+def normalise(
+    x: int, w: int, y: int, tokens: int, width: int, epsilon: float, threads: int, /
 ) -> None: ...

@@ -10,9 +10,10 @@
    What a token gets depends on its own row alone, neither on how many others there are nor on the threads.
    AMX takes numbers too small to be normal for zero, and gives none.
 
-   Letters: T tokens, N outputs, K inputs. N is a multiple of BLOCK and K one of STEP. */
+   Letters: T tokens, N outputs, K inputs, which is a multiple of STEP. */
 
 #include <immintrin.h>
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -22,6 +23,7 @@ enum { SIDE = 16, BLOCK = 2 * SIDE, STEP = BLOCK, LINE = 64 };
 
 typedef struct {
     const uint16_t *w, *x, *bias; /* bias: NULL where there is none */
+    const uint16_t *tail;         /* BLOCK rows: the last N % BLOCK of w, filled up; unless N is a multiple */
     uint16_t *y;
     const int *x_rows, *y_rows; /* where each token's row is in x and y; NULL: they follow each other */
     long tokens;
@@ -60,10 +62,11 @@ static inline WITH_AMX void transpose(const __m512 in[SIDE], __m512 out[SIDE]) {
     }
 }
 
-/* exp(x) by Cephes' polynomial, to about one unit in the last place; infinite and zero where it is nearly. */
+/* exp(x) by Cephes' polynomial, to about one unit in the last place; infinite where it is nearly, and never less than
+   the smallest normal number, since others take the processor very long. */
 static inline WITH_AMX __m512 exponential(__m512 x) {
     const float factors[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f};
-    x = _mm512_max_ps(_mm512_set1_ps(-100), _mm512_min_ps(_mm512_set1_ps(100), x)); /* keeps what is no number */
+    x = _mm512_max_ps(_mm512_set1_ps(-87), _mm512_min_ps(_mm512_set1_ps(100), x)); /* keeps what is no number */
     __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), 0);
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
     r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
@@ -106,22 +109,25 @@ static WITH_AMX void pack_tile(const Batch *b, const Product *p, long tile) {
 }
 
 /* One output's sums of 16 tokens. */
-static inline WITH_AMX __m512 with_bias(const float *sums, const uint16_t *bias, int output) {
+static inline WITH_AMX __m512 with_bias(const float *sums, const uint16_t *bias, long output, long outputs) {
     __m512 sum = _mm512_load_ps(sums + output * SIDE);
-    return bias == NULL ? sum : _mm512_add_ps(sum, widened(_mm256_set1_epi16((short)bias[output])));
+    if (bias == NULL || output >= outputs) return sum;
+    return _mm512_add_ps(sum, widened(_mm256_set1_epi16((short)bias[output])));
 }
 
 /* Round BLOCK sums of up to 16 tokens from `first` on, of which sums has the transpose, and store them. */
 static inline WITH_AMX void store(const float *sums, const Product *p, long n, long n_at, long first) {
     __m512 in[SIDE], low[SIDE], high[SIDE];
     const uint16_t *bias = p->bias == NULL ? NULL : p->bias + n_at;
-    for (int i = 0; i < SIDE; i++) in[i] = with_bias(sums, bias, i);
+    long outputs = n - n_at < BLOCK ? n - n_at : BLOCK;
+    __mmask32 there = outputs < BLOCK ? (1u << outputs) - 1 : ~0u;
+    for (int i = 0; i < SIDE; i++) in[i] = with_bias(sums, bias, i, outputs);
     transpose(in, low);
-    for (int i = 0; i < SIDE; i++) in[i] = with_bias(sums, bias, SIDE + i);
+    for (int i = 0; i < SIDE; i++) in[i] = with_bias(sums, bias, SIDE + i, outputs);
     transpose(in, high);
     for (long t = 0; t < SIDE && first + t < p->tokens; t++) {
         long row = p->y_rows == NULL ? first + t : p->y_rows[first + t];
-        _mm512_storeu_si512(p->y + row * n + n_at, (__m512i)_mm512_cvtne2ps_pbh(high[t], low[t]));
+        _mm512_mask_storeu_epi16(p->y + row * n + n_at, there, (__m512i)_mm512_cvtne2ps_pbh(high[t], low[t]));
     }
 }
 
@@ -153,7 +159,7 @@ static WITH_AMX void configure_tiles(void) {
 static WITH_AMX void multiply_block(const Batch *b, const Product *p, long n_at) {
     long k = b->k, n = b->n;
     float sums[2][BLOCK * SIDE] __attribute__((aligned(LINE)));
-    const uint16_t *w = p->w + n_at * k, *next = n_at + BLOCK < n ? w + BLOCK * k : w;
+    const uint16_t *w = n_at + BLOCK > n ? p->tail : p->w + n_at * k, *next = n_at + 2 * BLOCK > n ? w : w + BLOCK * k;
     long passes = (p->tokens + BLOCK - 1) / BLOCK;
     for (long at = 0; at < p->tokens; at += BLOCK) {
         int two = at + SIDE < p->tokens;
@@ -188,7 +194,7 @@ static WITH_AMX void release_tiles(void) { _tile_release(); }
 
 /* All products of a batch; called by each thread of a parallel region, with tiles configured. */
 static void multiply(const Batch *b) {
-    long per_product = b->n / BLOCK, blocks = b->count * per_product;
+    long per_product = (b->n + BLOCK - 1) / BLOCK, blocks = b->count * per_product;
     for (long i = 0; i < b->count; i++) {
         const Product *p = b->products + i;
         long tiles = rounded_up(p->tokens) / SIDE * (b->k / STEP);

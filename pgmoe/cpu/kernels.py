@@ -12,17 +12,19 @@ except ImportError as error:
     kernels = None  # type: ignore[assignment]
     _missing = f"not built when pgmoe was installed, which takes a C compiler ({error})"
 
-__all__ = ["BLOCK", "MOST_CHOICES", "MOST_TOKENS", "available", "kernels", "padded", "reason"]
+__all__ = ["BLOCK", "MOST_CHOICES", "MOST_TOKENS", "MOST_WIDTH", "SIDE", "available", "kernels", "padded", "reason"]
 
 BLOCK = 32 if kernels is None else kernels.BLOCK
-"""Widths of all matrices are multiples of it."""
+"""What a token has of inputs is a multiple of it."""
 MOST_CHOICES = 64 if kernels is None else kernels.MOST_CHOICES
 """Experts of one token."""
 MOST_TOKENS = 64
 """Of a dense product. For more, torch's library multiplies faster."""
-_SIDE = 16 if kernels is None else kernels.SIDE
+MOST_WIDTH = 256 if kernels is None else kernels.MOST_WIDTH
+"""Of a head, in attention."""
+SIDE = 16 if kernels is None else kernels.SIDE
 """Tokens are packed so many at a time."""
-_VERSION = 1
+_VERSION = 2
 """As in `_kernels.c`."""
 
 
@@ -43,4 +45,4 @@ def available() -> bool:
 
 def padded(num_tokens: int) -> int:
     """Rows of memory that so many tokens are packed into."""
-    return -(-num_tokens // _SIDE) * _SIDE
+    return -(-num_tokens // SIDE) * SIDE

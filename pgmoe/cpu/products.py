@@ -17,7 +17,7 @@ from pgmoe.cpu.kernels import BLOCK, MOST_TOKENS, available, kernels, padded
 
 def takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether `multiply` takes these."""
-    num_outputs, num_inputs = weight.shape
+    num_inputs = weight.shape[1]
     return (
         x.dtype is torch.bfloat16
         and weight.dtype is torch.bfloat16
@@ -25,7 +25,7 @@ def takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         and weight.is_cpu
         and x.shape[-1:] == (num_inputs,)
         and 0 < x.numel() <= MOST_TOKENS * num_inputs
-        and not (num_outputs % BLOCK or num_inputs % BLOCK)
+        and num_inputs % BLOCK == 0
         and x.is_contiguous()
         and weight.is_contiguous()
         and (bias is None or (bias.dtype is torch.bfloat16 and bias.is_cpu and bias.is_contiguous()))
@@ -42,7 +42,7 @@ def multiply(x: Tensor, weight: Tensor, out: Tensor, bias: Tensor | None = None)
     """
     num_outputs, num_inputs = weight.shape
     num_tokens = x.numel() // num_inputs
-    scratch = x.new_empty(padded(num_tokens) * num_inputs)
+    scratch = x.new_empty(packed_rows(num_tokens, num_outputs) * num_inputs)
     kernels.multiply(
         x.data_ptr(),
         weight.data_ptr(),
@@ -54,3 +54,8 @@ def multiply(x: Tensor, weight: Tensor, out: Tensor, bias: Tensor | None = None)
         num_outputs,
         torch.get_num_threads(),
     )
+
+
+def packed_rows(num_tokens: int, num_outputs: int) -> int:
+    """Rows of inputs that a product packs: its tokens', and those of weights that fill no block."""
+    return padded(num_tokens) + (BLOCK if num_outputs % BLOCK else 0)

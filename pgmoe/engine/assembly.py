@@ -34,7 +34,7 @@ from pgmoe.layout import ExpertLayer
 from pgmoe.memory import return_large_blocks
 from pgmoe.metrics.stats import ExpertStats
 from pgmoe.models.early import early_blocks
-from pgmoe.models.linear import use_kernel
+from pgmoe.models.kernels import use_kernels
 from pgmoe.models.loader import LoadedModel, load_model, read_plan
 from pgmoe.models.routers import look_aheads
 from pgmoe.packing.cache import cached_pack
@@ -143,10 +143,10 @@ def _footprints(config: EngineConfig, loaded: LoadedModel, memory: MemoryPlan) -
 def _plug(
     loaded: LoadedModel, pool: ExpertPool, prefetcher: Prefetcher, footprints: Footprints | None
 ) -> Ledger:
-    """Have every MoE layer take its experts from the pool, blocks that choose early say so, and dense layers
-    take our kernel."""
+    """Have every MoE layer take its experts from the pool, blocks that choose early say so, and other modules
+    take our kernels."""
     ledger = Ledger()
-    use_kernel(loaded.model)
+    use_kernels(loaded.model)
     plugged = [
         PooledExperts(i, layer, pool, prefetcher, ledger, footprints) for i, layer in enumerate(loaded.layers)
     ]

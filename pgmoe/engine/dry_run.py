@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pgmoe.cpu.kernel_tokens import most_rows, row_elements, suits
-from pgmoe.cpu.kernels import MOST_TOKENS, padded
+from pgmoe.cpu.kernels import MOST_TOKENS
+from pgmoe.cpu.products import packed_rows
 from pgmoe.engine.block_manager import BLOCK_TOKENS
 from pgmoe.engine.kv_size import KvSize
 from pgmoe.engine.live_bytes import LiveBytes
@@ -147,7 +148,8 @@ class _DryLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         num_tokens = min(MOST_TOKENS, x.numel() // self.in_features)
-        packed = x.new_empty(padded(num_tokens) * self.in_features if x.dtype == torch.bfloat16 else 0)
+        num_rows = packed_rows(num_tokens, self.out_features) if x.dtype == torch.bfloat16 else 0
+        packed = x.new_empty(num_rows * self.in_features)
         out = super().forward(x)
         del packed
         return out

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pgmoe.attention_rule import AttentionRule, Visible
+from pgmoe.attention_rule import AttentionRule
 from pgmoe.kv.attention import Attention
 from pgmoe.kv.block_kernel import attend_tile, merge_parts
 from pgmoe.kv.packed import PackedTokens
-from pgmoe.kv.pool import KvPool, LayerPages
-from pgmoe.kv.reads import everything
+from pgmoe.kv.planned import PlannedAttention
+from pgmoe.kv.pool import KvPool, LayerPages, LayerShape
 from pgmoe.kv.spans import Spans
 from pgmoe.kv.tile_shape import NUM_STAGES, NUM_WARPS, TileShape
 from pgmoe.kv.tiles import BlockTable, Tiles
@@ -24,72 +24,31 @@ from pgmoe.kv.tiles import BlockTable, Tiles
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-class BlockAttention:
-    """An Attention by kernels, where they can do it: numbers of DTYPES, and rules by which each token sees a
-    single run of positions, with sinks or without. The rest is left to another: scores with a bias (T5), and
-    what is compressed and has to be expanded (latent attention).
+class BlockAttention(PlannedAttention):
+    """An Attention by kernels in Triton, for numbers of DTYPES; see PlannedAttention.
 
     What a token gets does not depend, to the bit, on what else is in the pass; only on whether its sequence
-    has one token in it or several. Plans are made once a pass for all layers that see alike.
+    has one token in it or several.
     """
 
     def __init__(self, pool: KvPool, otherwise: Attention) -> None:
         """`otherwise`: over the same pool, for what is left to it."""
-        self._pool = pool
-        self._otherwise = otherwise
-        self._plans: dict[tuple[Visible | None, TileShape], _Plan | None] = {}
-        self._tables: dict[bool, BlockTable] = {}
-        """Of prompts: True; of the sequences themselves: False."""
+        super().__init__(pool, otherwise, _TritonKernels())
 
-    def begin(self, packed: PackedTokens) -> None:
-        """See Attention."""
-        self._packed = packed
-        self._otherwise.begin(packed)
-        self._forget()
 
-    def end(self) -> None:
-        """See Attention."""
-        self._otherwise.end()
-        self._forget()
+class _TritonKernels:
+    """See Kernels."""
 
-    def own(self, layer: int, queries_TQD: Tensor, rule: AttentionRule) -> Tensor:
-        """See Attention."""
-        kept_as_used = rule.bias is None and rule.expand is None
-        plan = self._plan(layer, queries_TQD, rule.visible) if kept_as_used else None
-        if plan is None:
-            return self._otherwise.own(layer, queries_TQD, rule)
-        return plan.run(queries_TQD, self._pool.layers[layer], rule)
+    def take(self, shape: LayerShape, groups: int, block_tokens: int) -> bool:
+        """See Kernels."""
+        return shape.dtype in DTYPES
 
-    def context(self, layer: int, queries_TQD: Tensor, scale: float) -> Tensor:
-        """See Attention."""
-        plan = self._plan(layer, queries_TQD, None)
-        if plan is None:
-            return self._otherwise.context(layer, queries_TQD, scale)
-        return plan.run(queries_TQD, self._pool.layers[layer], AttentionRule(everything, scale))
-
-    def _plan(self, layer: int, queries_TQD: Tensor, visible: Visible | None) -> _Plan | None:
-        """For a layer that sees so, or the prompt for None; None where kernels cannot do it."""
-        kept = self._pool.shapes[layer]
-        if kept.dtype not in DTYPES:
-            return None
-        groups = queries_TQD.shape[1] // kept.num_heads
-        shape = TileShape(kept.num_heads, groups, kept.key_width, kept.value_width, kept.dtype)
-        if (visible, shape) not in self._plans:
-            packed = self._packed
-            spans = Spans.context(packed) if visible is None else Spans.own(packed, visible)
-            table = self._table(of_prompts=visible is None)
-            self._plans[visible, shape] = None if spans is None else _Plan.of(packed, spans, table, shape)
-        return self._plans[visible, shape]
-
-    def _table(self, *, of_prompts: bool) -> BlockTable:
-        if of_prompts not in self._tables:
-            tables = [s.context_blocks if of_prompts else s.blocks for s in self._packed.segments]
-            self._tables[of_prompts] = BlockTable.of(tables, self._packed.device)
-        return self._tables[of_prompts]
-
-    def _forget(self) -> None:
-        self._plans.clear()
-        self._tables.clear()
+    def plan(
+        self, packed: PackedTokens, spans: Spans, table: BlockTable, shape: LayerShape, groups: int
+    ) -> _Plan:
+        """See Kernels."""
+        tile_shape = TileShape(shape.num_heads, groups, shape.key_width, shape.value_width, shape.dtype)
+        return _Plan.of(packed, spans, table, tile_shape)
 
 
 @dataclass(frozen=True)

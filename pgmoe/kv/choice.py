@@ -8,15 +8,18 @@ import torch
 
 from pgmoe.kv.attention import Attention
 from pgmoe.kv.gathered import GatheredAttention
+from pgmoe.kv.kernel_attention import KernelAttention
 from pgmoe.kv.pool import KvPool
 
 _logger = logging.getLogger(__name__)
 
 
 def attention_over(pool: KvPool) -> Attention:
-    """Kernels for what they can do on CUDA devices, where they work; gathering for all else."""
+    """Kernels for what they can do, on CUDA devices where they work and on CPUs with AMX; gathering for all else."""
     gathered = GatheredAttention(pool)
-    return by_kernels(pool, gathered) if pool.device.type == "cuda" else gathered
+    if pool.device.type == "cuda":
+        return by_kernels(pool, gathered)
+    return KernelAttention(pool, gathered) if KernelAttention.takes(pool) else gathered
 
 
 def by_kernels(pool: KvPool, gathered: GatheredAttention) -> Attention:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
 
-from pgmoe.kv.packed import PackedTokens
+from pgmoe.kv.packed import PackedTokens, Segment
 from pgmoe.kv.spans import Spans
 
 PART_KEYS = 512
@@ -66,12 +66,25 @@ class Tiles:
                 cuts = _cuts(spans.firsts[row], spans.ends[row])
                 lone.append([[row, 1, at, first, end] for first, end in cuts])
                 continue
-            for first_row in range(row, row + segment.num_tokens, tile_tokens):
-                rows = slice(first_row, min(first_row + tile_tokens, row + segment.num_tokens))
-                first, end = min(spans.firsts[rows]), max(spans.ends[rows])
-                chunks.append([first_row, rows.stop - rows.start, at, first, end])
+            chunks += chunk_tiles(row, segment, at, spans, tile_tokens)
         device = packed.device
-        return cls(_int32(chunks, device) if chunks else None, _grouped(lone, most_parts, device))
+        return cls(int32(chunks, device) if chunks else None, _grouped(lone, most_parts, device))
+
+
+def chunk_tiles(
+    row: int, segment: Segment, table_start: int, spans: Spans, tile_tokens: int
+) -> Iterator[list[int]]:
+    """A sequence's tokens, which begin at `row`, some at a time: five numbers each, see Tiles.chunks."""
+    for first_row in range(row, row + segment.num_tokens, tile_tokens):
+        rows = slice(first_row, min(first_row + tile_tokens, row + segment.num_tokens))
+        first, end = min(spans.firsts[rows]), max(spans.ends[rows])
+        yield [first_row, rows.stop - rows.start, table_start, first, end]
+
+
+def int32(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """(N, M) of rows of M numbers."""
+    numbers = array("i", list(chain.from_iterable(rows)))
+    return torch.frombuffer(numbers, dtype=torch.int32).view(len(rows), -1).to(device)
 
 
 def _cuts(first: int, end: int) -> list[tuple[int, int]]:
@@ -88,11 +101,6 @@ def _grouped(lone: Sequence[list[list[int]]], most_parts: int, device: torch.dev
         merges.append([of_token[0][0], len(tiles), len(tiles) + len(of_token)])
         tiles += of_token
         if number + 1 == len(lone) or len(tiles) + len(lone[number + 1]) > most_parts:
-            made.append(Parts(_int32(tiles, device), _int32(merges, device)))
+            made.append(Parts(int32(tiles, device), int32(merges, device)))
             tiles, merges = [], []
     return made
-
-
-def _int32(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    numbers = array("i", list(chain.from_iterable(rows)))
-    return torch.frombuffer(numbers, dtype=torch.int32).view(len(rows), -1).to(device)

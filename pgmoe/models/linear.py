@@ -1,16 +1,15 @@
-"""Dense layers whose products of few tokens are computed as experts' are."""
+"""Products with a model's dense matrices, computed as experts' are where there are few tokens."""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pgmoe.cpu import products
-from pgmoe.cpu.kernels import reason
-
-_logger = logging.getLogger(__name__)
 
 
 class KernelLinear(nn.Linear):
@@ -18,18 +17,41 @@ class KernelLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """See nn.Linear."""
-        if torch.is_grad_enabled() or not products.takes(x, self.weight, self.bias):
-            return super().forward(x)
-        out = x.new_empty(*x.shape[:-1], self.out_features)
-        products.multiply(x, self.weight, out, self.bias)
-        return out
+        return _product(x, self.weight, self.bias)
 
 
-def use_kernel(model: nn.Module) -> None:
-    """Have all linear layers of a model take the kernel where they can. For models that only answer."""
-    if (why := reason()) is not None:
-        _logger.info("products on the CPU are torch's: the kernels for them are missing, %s", why)
-        return
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = KernelLinear
+class KernelMatrix(nn.Parameter):
+    """A matrix with which a module calls `functional.linear` itself, as most families' routers do."""
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Called by torch in place of `func`, of which this is an argument."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return (_product if func is functional.linear else func)(*args, **(kwargs or {}))
+
+
+def use_kernel(layer: nn.Linear) -> None:
+    """Have it take the kernel; of a subclass of nn.Linear nothing is known, so it stays."""
+    if type(layer) is nn.Linear:
+        layer.__class__ = KernelLinear
+
+
+def use_kernel_of(module: nn.Module) -> None:
+    """The same of a module's own `weight`, if it has a matrix of that name."""
+    weight = module._parameters.get("weight")
+    if weight is not None and weight.ndim == 2:
+        module._parameters["weight"] = KernelMatrix(weight.data, requires_grad=weight.requires_grad)
+
+
+def _product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if torch.is_grad_enabled() or not products.takes(input, weight, bias):
+        return functional.linear(input, weight, bias)
+    out = input.new_empty(*input.shape[:-1], len(weight))
+    products.multiply(input, weight, out, bias)
+    return out

@@ -135,24 +135,26 @@ class ContextCase:
     device: str = "cpu"
     longest: int = 40
     """Tokens of a prompt, at most."""
+    width: int = 8
+    block: int = 4
 
     def __post_init__(self) -> None:
         draw = random.Random(self.seed)
         torch.manual_seed(self.seed)
         device = torch.device(self.device)
-        self.pool = KvPool([LayerShape(2, 8, 8, self.dtype)], NUM_BLOCKS, 4, device)
+        self.pool = KvPool([LayerShape(2, self.width, self.width, self.dtype)], NUM_BLOCKS, self.block, device)
         free = list(range(NUM_BLOCKS))
         draw.shuffle(free)
         self.segments = []
         for _ in range(draw.randint(1, 5)):
             num_tokens, num_context = draw.choice([1, 1, 3]), draw.randint(1, self.longest)
             blocks, context = (
-                tuple(free.pop() for _ in range(-(-n // 4))) for n in (num_tokens, num_context)
+                tuple(free.pop() for _ in range(-(-n // self.block))) for n in (num_tokens, num_context)
             )
             self.segments.append(Segment(num_tokens, 0, blocks, context, num_context, new_context=True))
-        self.packed = PackedTokens(self.segments, 4, device)
+        self.packed = PackedTokens(self.segments, self.block, device)
         total = sum(s.num_context for s in self.segments)
-        shape = (2, 8)
+        shape = (2, self.width)
         self.keys, self.values, self.queries = (
             torch.randn(n, *shape, dtype=torch.float64).to(device, self.dtype)
             for n in (total, total, self.packed.num_tokens)

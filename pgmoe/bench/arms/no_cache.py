@@ -23,7 +23,7 @@ from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.experts.tokens import tokens_of
 from pgmoe.layout import ExpertId, ExpertLayer
 from pgmoe.memory import page_aligned
-from pgmoe.models.linear import use_kernel
+from pgmoe.models.kernels import use_kernels
 from pgmoe.models.loader import load_model, read_plan
 
 
@@ -93,7 +93,7 @@ class LoadedNoCache:
         self._device = torch.device("cpu")
         loaded = load_model(plan, dtype=resolve_dtype("auto", plan.layers), device=self._device)
         self._loaded = loaded
-        use_kernel(loaded.model)
+        use_kernels(loaded.model)
         self._model = loaded.model
         slot_bytes = max(layer.layout.slot_bytes for layer in loaded.layers)
         self._reader = Reader(DiskStore(loaded.layers), page_aligned(slot_bytes))

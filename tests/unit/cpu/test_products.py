@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from pgmoe.cpu import kernels, products
 from pgmoe.cpu.kernels import MOST_TOKENS, available
-from pgmoe.models.linear import KernelLinear, use_kernel
+from pgmoe.models.kernels import use_kernels
+from pgmoe.models.linear import KernelLinear, KernelMatrix, use_kernel, use_kernel_of
 from tests.support.fresh import fresh_seed
 
 pytestmark = pytest.mark.skipif(not available(), reason="no CPU with AMX, or built without a compiler")
@@ -40,7 +41,9 @@ def multiplied(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("turn", range(40))
 def test_equals_a_product_in_float64(turn: int) -> None:
     num_tokens = int(torch.randint(1, MOST_TOKENS + 1, ()))
-    num_inputs, num_outputs = (32 * int(torch.randint(1, 20, ())) for _ in range(2))
+    num_inputs, num_outputs = 32 * int(torch.randint(1, 20, ())), int(torch.randint(1, 600, ()))
+    if turn % 2:
+        num_outputs = -(-num_outputs // 32) * 32
     x = draw(num_tokens, num_inputs, offset=turn % 3)
     weight = draw(num_outputs, num_inputs, offset=turn % 5)
     assert products.takes(x, weight)
@@ -50,7 +53,7 @@ def test_equals_a_product_in_float64(turn: int) -> None:
 
 
 def test_a_token_gets_the_same_whatever_runs_beside_it() -> None:
-    x, weight = draw(MOST_TOKENS, 96), draw(160, 96)
+    x, weight = draw(MOST_TOKENS, 96), draw(170, 96)
     together = multiplied(x, weight)
     for first in range(0, MOST_TOKENS, 7):
         for count in (1, 2, 17, 33):
@@ -84,7 +87,6 @@ OTHERS = {
     "float32": lambda: (draw(2, 64).float(), draw(64, 64).float()),
     "types": lambda: (draw(2, 64), draw(64, 64).float()),
     "inputs": lambda: (draw(2, 48), draw(64, 48)),
-    "outputs": lambda: (draw(2, 64), draw(40, 64)),
     "widths": lambda: (draw(2, 128), draw(64, 64)),
     "a number": lambda: (draw(1)[0], draw(64, 64)),
     "weight's strides": lambda: (draw(2, 64), draw(64, 64).t()),
@@ -123,7 +125,7 @@ def test_gradients_come_from_torch() -> None:
 def test_linear_layers_take_it(bias: bool) -> None:
     plain = nn.Linear(96, 64, bias=bias).to(torch.bfloat16)
     model = nn.Sequential(nn.Linear(96, 40).to(torch.bfloat16), plain)
-    use_kernel(model)
+    use_kernels(model)
     assert [type(layer) for layer in model] == [KernelLinear, KernelLinear]
     with torch.inference_mode():
         for shape in ((96,), (1, 5, 96), (MOST_TOKENS + 1, 96)):
@@ -133,9 +135,51 @@ def test_linear_layers_take_it(bias: bool) -> None:
             torch.testing.assert_close(plain(x), expected, rtol=2**-6, atol=2**-7)
 
 
-def test_a_bias_is_added_before_rounding() -> None:
-    x, weight, bias = draw(9, 64), draw(96, 64), draw(96) * 100
-    out = torch.empty(9, 96, dtype=torch.bfloat16)
+class Router(nn.Module):
+    """As most families' are."""
+
+    def __init__(self, num_experts: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(draw(num_experts, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.weight).float().softmax(-1) * self.weight.float().mean()
+
+
+def test_a_matrix_that_is_multiplied_without_a_layer_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = nn.Module()
+    block.gate = router = Router(8, 64)
+    x = draw(5, 64)
+    with torch.inference_mode():
+        expected = router(x)
+    use_kernels(block)
+    assert type(router.weight) is KernelMatrix
+    assert [*block.state_dict()] == ["gate.weight"]
+    calls = []
+    multiply = products.multiply
+    monkeypatch.setattr(products, "multiply", lambda *given: (calls.append(given), multiply(*given)))
+    with torch.inference_mode():
+        torch.testing.assert_close(router(x), expected, rtol=2**-6, atol=2**-7)
+        assert len(calls) == 1
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            router(draw(5, 32))
+    router(x).sum().backward()
+    assert router.weight.grad is not None
+    assert len(calls) == 1
+
+
+def test_a_module_without_a_matrix_stays() -> None:
+    layer = nn.LayerNorm(8)
+    weight = layer.weight
+    use_kernel_of(layer)
+    use_kernel_of(nn.ReLU())
+    assert layer.weight is weight
+
+
+@pytest.mark.parametrize("num_outputs", [96, 70])
+def test_a_bias_is_added_before_rounding(num_outputs: int) -> None:
+    x, weight, bias = draw(9, 64), draw(num_outputs, 64), draw(num_outputs) * 100
+    out = torch.empty(9, num_outputs, dtype=torch.bfloat16)
     products.multiply(x, weight, out, bias)
     exact = x.double() @ weight.double().t() + bias.double()
     torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=1e-3)
@@ -150,13 +194,13 @@ def test_a_missing_kernel_is_told_of_and_torch_computes(
     kernels.reason.cache_clear()
     try:
         with caplog.at_level("INFO"):
-            use_kernel(layer)
+            use_kernels(layer)
         assert not products.takes(draw(2, 64), layer.weight)
     finally:
         monkeypatch.undo()
         kernels.reason.cache_clear()
     assert type(layer) is nn.Linear
-    assert "the kernels for them are missing, not built" in caplog.text
+    assert "the kernels for it are missing, not built" in caplog.text
 
 
 def test_a_kernel_of_another_version_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:

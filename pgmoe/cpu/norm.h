@@ -1,0 +1,22 @@
+/* Root mean square norms: y (T, D) = w * x / sqrt(mean(x^2) + epsilon), the quotient rounded to bfloat16 before it is
+   multiplied by the weight (D), as transformers' models do. D is a multiple of SIDE. */
+
+static inline WITH_AMX __m512 sixteen(const uint16_t *at) { return widened(_mm256_loadu_si256((const void *)at)); }
+
+static WITH_AMX void normalise(const uint16_t *x, const uint16_t *w, uint16_t *y, long d, float epsilon) {
+    __m512 squares = _mm512_setzero_ps();
+    for (long i = 0; i < d; i += SIDE) squares = _mm512_fmadd_ps(sixteen(x + i), sixteen(x + i), squares);
+    __m512 variance = _mm512_set1_ps(_mm512_reduce_add_ps(squares) / (float)d + epsilon);
+    __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1), _mm512_sqrt_ps(variance));
+    for (long i = 0; i < d; i += SIDE) {
+        __m512 normal = widened((__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(sixteen(x + i), inverse)));
+        __m256i weighted = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(normal, sixteen(w + i)));
+        _mm256_storeu_si256((void *)(y + i), weighted);
+    }
+}
+
+static void normalise_all(const uint16_t *x, const uint16_t *w, uint16_t *y, long tokens, long d, float epsilon,
+                          int threads) {
+#pragma omp parallel for num_threads(threads) if (tokens > SIDE)
+    for (long t = 0; t < tokens; t++) normalise(x + t * d, w, y + t * d, d, epsilon);
+}

@@ -1,0 +1,101 @@
+"""Attention on CPUs with AMX that reads blocks where they lie, by a kernel of our own (`cpu/attention.h`).
+
+Shape letters: T tokens of the pass, Q query heads, D width of keys, V of values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pgmoe.attention_rule import AttentionRule
+from pgmoe.cpu.kernels import BLOCK, MOST_WIDTH, SIDE, available, kernels
+from pgmoe.kv.attention import Attention
+from pgmoe.kv.packed import PackedTokens
+from pgmoe.kv.planned import PlannedAttention
+from pgmoe.kv.pool import KvPool, LayerPages, LayerShape
+from pgmoe.kv.spans import Spans
+from pgmoe.kv.tiles import BlockTable, chunk_tiles, int32
+
+
+class KernelAttention(PlannedAttention):
+    """An Attention for bfloat16; see PlannedAttention.
+
+    What a token gets depends, to the bit, on its own sequence alone: not on what else is in the pass, on how
+    its prompt was cut to chunks, or on the threads.
+    """
+
+    def __init__(self, pool: KvPool, otherwise: Attention) -> None:
+        """`otherwise`: over the same pool, for what is left to it."""
+        super().__init__(pool, otherwise, _AmxKernels())
+
+    @staticmethod
+    def takes(pool: KvPool) -> bool:
+        """Whether it does a layer of this pool."""
+        takes = _AmxKernels().take
+        return pool.device.type == "cpu" and any(takes(shape, 1, pool.block_tokens) for shape in pool.shapes)
+
+
+class _AmxKernels:
+    """See Kernels."""
+
+    def take(self, shape: LayerShape, groups: int, block_tokens: int) -> bool:
+        """See Kernels."""
+        return (
+            available()
+            and shape.dtype is torch.bfloat16
+            and max(shape.key_width, shape.value_width) <= MOST_WIDTH
+            and not (shape.key_width % BLOCK or shape.value_width % SIDE or block_tokens % SIDE)
+        )
+
+    def plan(
+        self, packed: PackedTokens, spans: Spans, table: BlockTable, shape: LayerShape, groups: int
+    ) -> _Plan:
+        """See Kernels."""
+        tile_tokens = max(1, SIDE // groups)
+        rows = zip(packed.first_rows, packed.segments, table.starts, strict=True)
+        tiles = [tile for of_segment in rows for tile in chunk_tiles(*of_segment, spans, tile_tokens)]
+        return _Plan(shape, groups, packed.block_tokens, spans, table, int32(tiles, packed.device))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """See Plan."""
+
+    shape: LayerShape
+    groups: int
+    block_tokens: int
+    spans: Spans
+    table: BlockTable
+    tiles: Tensor
+
+    def run(self, queries_TQD: Tensor, pages: LayerPages, rule: AttentionRule) -> Tensor:
+        """See Plan."""
+        shape = self.shape
+        if queries_TQD.stride(2) != 1:
+            queries_TQD = queries_TQD.contiguous()
+        num_tokens, num_heads, _ = queries_TQD.shape
+        sinks_Q = None if rule.sinks is None else rule.sinks.float().contiguous()
+        out_TQV = queries_TQD.new_empty(num_tokens, num_heads, shape.value_width)
+        kernels.attend(
+            queries_TQD.data_ptr(),
+            *queries_TQD.stride()[:2],
+            pages.keys.data_ptr(),
+            pages.values.data_ptr(),
+            0 if sinks_Q is None else sinks_Q.data_ptr(),
+            out_TQV.data_ptr(),
+            self.table.blocks.data_ptr(),
+            self.spans.both.data_ptr(),
+            self.tiles.data_ptr(),
+            len(self.tiles),
+            rule.scale,
+            shape.num_heads,
+            self.groups,
+            shape.key_width,
+            shape.value_width,
+            self.block_tokens,
+            torch.get_num_threads(),
+        )
+        return out_TQV

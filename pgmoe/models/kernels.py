@@ -1,0 +1,26 @@
+"""Which of a model's modules take kernels of our own, on a CPU that has what they need."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import nn
+
+from pgmoe.cpu.kernels import reason
+from pgmoe.models import linear, norm
+from pgmoe.models.moe_blocks import router_of
+
+_logger = logging.getLogger(__name__)
+
+
+def use_kernels(model: nn.Module) -> None:
+    """Linear layers, norms and routers take them where they can. For models that only answer."""
+    if (why := reason()) is not None:
+        _logger.info("the CPU computes by torch alone: the kernels for it are missing, %s", why)
+        return
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            linear.use_kernel(module)
+        elif (found := router_of(module)) is not None and not isinstance(found[1], nn.Linear):
+            linear.use_kernel_of(found[1])
+        norm.use_kernel(module)

@@ -1,0 +1,103 @@
+"""Norms by the kernel against float64, and which of them take it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
+from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm
+from transformers.models.t5.modeling_t5 import T5LayerNorm
+
+from pgmoe.cpu.kernels import available
+from pgmoe.models import norm
+from tests.support.fresh import fresh_seed
+
+pytestmark = pytest.mark.skipif(not available(), reason="no CPU with AMX, or built without a compiler")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(fresh_seed())
+
+
+def with_weights(made: nn.Module) -> nn.Module:
+    nn.init.normal_(made.weight)  # type: ignore[arg-type]
+    return made.to(torch.bfloat16)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("num_tokens", [1, 3, 70])
+@pytest.mark.parametrize("size", [1e-3, 1, 1e4])
+def test_as_the_formula_says(num_tokens: int, size: float) -> None:
+    width = 16 * int(torch.randint(1, 60, ()))
+    layer = with_weights(MixtralRMSNorm(width, eps=1e-5))
+    x = (torch.randn(1, num_tokens, width) * size).bfloat16()
+    plain = layer(x)
+    norm.use_kernel(layer)
+    assert isinstance(layer, norm._KernelNorm)
+    assert isinstance(layer, MixtralRMSNorm)
+    wide, weight = x.double(), layer.weight.double()
+    exact = weight * wide / (wide.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(layer(x).double(), exact, rtol=2**-7, atol=1e-30)
+    assert (layer(x) == plain).double().mean() > 0.999, "rounded as transformers rounds"
+
+
+@torch.inference_mode()
+def test_a_token_gets_the_same_bits_whatever_runs_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = with_weights(MixtralRMSNorm(96))
+    norm.use_kernel(layer)
+    x = torch.randn(40, 96).bfloat16()
+    together = layer(x)
+    for num_threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=num_threads: n)
+        assert torch.equal(layer(x), together)
+        assert torch.equal(torch.stack([layer(row) for row in x]), together)
+
+
+@torch.inference_mode()
+def test_what_it_does_not_take_is_the_familys() -> None:
+    layer, plain = (with_weights(MixtralRMSNorm(96)) for _ in range(2))
+    plain.load_state_dict(layer.state_dict())
+    norm.use_kernel(layer)
+    for x in (torch.randn(3, 96), torch.randn(96, 3).bfloat16().t(), torch.randn(0, 96).bfloat16()):
+        assert torch.equal(layer(x), plain(x))
+    assert torch.equal(layer.float()(torch.ones(1, 96)), plain.float()(torch.ones(1, 96)))
+
+
+def test_gradients_come_from_torch() -> None:
+    layer = with_weights(MixtralRMSNorm(96))
+    norm.use_kernel(layer)
+    layer(torch.randn(3, 96).bfloat16()).sum().backward()
+    assert layer.weight.grad is not None  # type: ignore[union-attr]
+
+
+class Gated(MixtralRMSNorm):
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return super().forward(x) * gate
+
+
+class Shifted(MixtralRMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.amax(-1, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("made", "taken"),
+    [
+        (MixtralRMSNorm(64), True),
+        (T5LayerNorm(64), True),
+        (GptOssRMSNorm(64), False),  # rounds once
+        (GemmaRMSNorm(64), False),  # multiplies by 1 + weight
+        (Gated(64), False),
+        (Shifted(64), False),
+        (nn.LayerNorm(64), False),
+        (nn.Linear(64, 64), False),
+    ],
+)
+def test_which_norms_take_it(made: nn.Module, taken: bool) -> None:
+    layer = with_weights(made)
+    norm.use_kernel(layer)
+    norm.use_kernel(layer)  # once more changes nothing
+    assert isinstance(layer, norm._KernelNorm) == taken
