@@ -45,7 +45,7 @@ def info(
     from pgmoe.config import EngineConfig
     from pgmoe.engine.assembly import parse_device
     from pgmoe.engine.device_plan import LEAST_CHUNK, plan_device
-    from pgmoe.engine.measured_needs import measure_needs
+    from pgmoe.engine.measured_needs import measuring
     from pgmoe.engine.memory_plan import ExpertShape, smallest_budget
     from pgmoe.models.loader import read_plan
 
@@ -53,7 +53,7 @@ def info(
     loaded_bytes = plan.loaded_bytes(on)
     shape = ExpertShape.of(plan.layers, loaded_bytes)
     config = EngineConfig(model=model, device=device)
-    measure = cache(lambda chunk: measure_needs(plan, config, on, chunk))
+    measure = cache(measuring(plan, config, on))
     needs = measure(LEAST_CHUNK)
     expert_bytes = max(layer.layout.weight_bytes for layer in plan.layers)
     budgets = [device_memory] if device_memory else _shares(shape)

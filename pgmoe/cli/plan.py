@@ -94,12 +94,12 @@ def _memories(found: ModelPlan, device: torch.device, own_budget: str | None) ->
     """What each budget is divided into. Raises BudgetTooSmall."""
     from pgmoe.config import EngineConfig
     from pgmoe.engine.device_plan import plan_device
-    from pgmoe.engine.measured_needs import measure_needs
+    from pgmoe.engine.measured_needs import measuring
     from pgmoe.engine.memory_plan import ExpertShape
 
     shape = ExpertShape.of(found.layers, found.loaded_bytes(device))
     config = EngineConfig(model=str(found.checkpoint.folder), device=str(device))
-    measure = cache(lambda chunk: measure_needs(found, config, device, chunk))
+    measure = cache(measuring(found, config, device))
     shares = [f"{p}%" for p in SHARES if shape.num_experts * p // 100 >= shape.top_k]
     budgets = [*shares, *([own_budget] if own_budget else [])]
     return {budget: plan_device(budget, "auto", "auto", shape, measure) for budget in budgets}

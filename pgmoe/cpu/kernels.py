@@ -12,7 +12,9 @@ except ImportError as error:
     kernels = None  # type: ignore[assignment]
     _missing = f"not built when pgmoe was installed, which takes a C compiler ({error})"
 
-__all__ = ["BLOCK", "MOST_CHOICES", "MOST_TOKENS", "MOST_WIDTH", "SIDE", "available", "kernels", "padded", "reason"]
+__all__ = [
+    "BLOCK", "MOST_CHOICES", "MOST_TOKENS", "MOST_WIDTH", "SIDE", "available", "kernels", "padded", "reason",
+]  # fmt: skip
 
 BLOCK = 32 if kernels is None else kernels.BLOCK
 """What a token has of inputs is a multiple of it."""

@@ -16,8 +16,9 @@ from pgmoe.cpu.kernel_tokens import most_rows, row_elements, suits
 from pgmoe.cpu.kernels import MOST_TOKENS
 from pgmoe.cpu.products import packed_rows
 from pgmoe.engine.block_manager import BLOCK_TOKENS
+from pgmoe.engine.dry_attention import DryAttention
 from pgmoe.engine.kv_size import KvSize
-from pgmoe.engine.live_bytes import LiveBytes
+from pgmoe.engine.live_bytes import Forms, LiveBytes
 from pgmoe.engine.model_facts import ModelFacts
 from pgmoe.engine.paged_runner import PagedRunner
 from pgmoe.engine.paging import layer_shapes
@@ -27,7 +28,6 @@ from pgmoe.errors import UnsupportedModel
 from pgmoe.experts.expander import Expander
 from pgmoe.experts.ffn import ROWS, apply_ffn
 from pgmoe.experts.grouping import TokenGroups
-from pgmoe.kv.gathered import GatheredAttention
 from pgmoe.kv.pages import Pages
 from pgmoe.kv.pool import KvPool
 from pgmoe.layout import ExpertLayer
@@ -43,15 +43,17 @@ PROBES = (2, 3)
 class DryRun:
     """Answers about one checkpoint's memory, by running the plan's skeleton."""
 
-    def __init__(self, plan: ModelPlan, prefill_chunk: int, max_running: int, *, paged: bool = True) -> None:
+    def __init__(self, plan: ModelPlan, max_running: int, *, on_cpu: bool, paged: bool = True) -> None:
         """`paged`: whether keys and values are to be in pages, if the model can.
 
         Raises UnsupportedModel for an encoder-decoder whose attention cannot be, or is not to be, paged.
         """
         self._model = plan.skeleton
         self._facts = ModelFacts(plan.skeleton)
-        self._chunk = prefill_chunk
         self._max_running = max_running
+        self._on_cpu = on_cpu
+        self._forms: Forms = {}
+        self._workspaces: dict[tuple[int, int], int] = {}
         expander = Expander(plan.layers, META)
         experts = [_DryExperts(layer, expander) for layer in plan.layers]
         for socket, routed in zip(find_sockets(plan.skeleton), experts, strict=True):
@@ -61,7 +63,8 @@ class DryRun:
                 module.__class__ = _DryLinear
         self._weights = [*_weights(plan.skeleton), *(t for e in experts for t in e.stored.values())]
         ignore_length(plan.skeleton)
-        self.shapes = layer_shapes(plan.skeleton) if paged else None
+        with LiveBytes(forms=self._forms):
+            self.shapes = layer_shapes(plan.skeleton) if paged else None
         """What each layer keeps of a token in the pool; None where each sequence has a cache of its own."""
         if self.shapes is None and self._facts.is_encoder_decoder:
             why = (
@@ -83,15 +86,22 @@ class DryRun:
         token_bytes = (long - short) // (PROBES[1] - PROBES[0])
         return KvSize(token_bytes, fixed_bytes=short - PROBES[0] * token_bytes)
 
-    def workspace_bytes(self, num_tokens: int) -> int:
-        """Most bytes that a step holds besides weights and what is kept, with sequences of `num_tokens`.
+    def workspace_bytes(self, num_tokens: int, prefill_chunk: int) -> int:
+        """Most bytes that a step holds besides weights and what is kept, with sequences of `num_tokens`, and
+        prompts cut into chunks of so many tokens.
 
         Of an encoder-decoder, prompt and answer are that long each.
         """
+        key = num_tokens, prefill_chunk
+        if key not in self._workspaces:
+            self._workspaces[key] = self._workspace_bytes(*key)
+        return self._workspaces[key]
+
+    def _workspace_bytes(self, num_tokens: int, prefill_chunk: int) -> int:
         if self.shapes is None:
             return self._peak_alone(num_tokens)
-        chunk = min(self._chunk, num_tokens)
-        num_chunks = min(self._max_running, -(-self._chunk // num_tokens))
+        chunk = min(prefill_chunk, num_tokens)
+        num_chunks = min(self._max_running, -(-prefill_chunk // num_tokens))
         lone = [self._part(num_tokens, 1) for _ in range(self._max_running - num_chunks)]
         steps = [[self._part(num_tokens, chunk)] * num_chunks]
         if self._facts.is_encoder_decoder:
@@ -117,10 +127,10 @@ class DryRun:
         """Bytes that a step of these holds at most."""
         assert self.shapes is not None
         pool = KvPool(self.shapes, 1, BLOCK_TOKENS, META)
-        pages = Pages(pool, GatheredAttention(pool))
+        pages = Pages(pool, DryAttention(pool, on_cpu=self._on_cpu))
         runner = PagedRunner(PagedModel(self._model, pages), pages, pool, META, _nobody)
         kept = [tensor for layer in pool.layers for tensor in (layer.keys, layer.values)]
-        with LiveBytes(known=kept, constant=self._weights) as live:
+        with LiveBytes(kept, self._weights, self._forms) as live:
             _checked(runner.run(parts))
         peak: int = live.peak
         return peak
@@ -128,7 +138,7 @@ class DryRun:
     def _peak_alone(self, num_tokens: int) -> int:
         """The same of a step that reads a whole prompt, beyond what is kept of it."""
         runner = SequenceRunner(self._model, META, _nobody)
-        with LiveBytes(constant=self._weights) as live:
+        with LiveBytes((), self._weights, self._forms) as live:
             _checked(runner.run([_prompt(num_tokens)]))
         peak: int = live.peak
         return peak - _num_bytes(_tensors(runner.kept()))

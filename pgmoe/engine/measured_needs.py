@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from pgmoe.config import EngineConfig
@@ -41,34 +43,41 @@ def measure_needs(plan: ModelPlan, config: EngineConfig, device: torch.device, p
 
     Raises ConfigError for a `max_model_len` over the context.
     """
-    dry_run = DryRun(plan, prefill_chunk, config.max_running, paged=not config.batch_invariant)
-    kept = 0
-    if device.type == "cpu":
-        kept = RUNTIME_BYTES + KERNEL_CACHE_ENTRIES * KERNEL_BYTES[plan.layers[0].dtype.itemsize]
-        kept += config.num_readers * max(map(_scratch_bytes, plan.layers))
-        num_tokens = prefill_chunk + config.max_running
-        kept += Ledger.num_bytes(num_tokens, [layer.top_k for layer in plan.layers])
-        if config.admission == "experts":
-            experts_per_layer = [layer.num_experts for layer in plan.layers]
-            kept += Footprints.num_bytes(experts_per_layer, 2 * config.max_running)
-    sampling = (
-        SAMPLING_COPIES * 4 * max(dry_run.vocab_size, CPU_LOGITS if device.type == "cpu" else DEVICE_LOGITS)
-    )
-    sampling += (
-        (2 * config.max_running + PROMPT_LOGPROBS_CHUNK) * dry_run.vocab_size * plan.layers[0].dtype.itemsize
-    )
+    return measuring(plan, config, device)(prefill_chunk)
 
-    def workspace(num_tokens: int) -> int:
-        return max(dry_run.workspace_bytes(num_tokens), sampling) + kept
 
-    return Needs(
-        kv=dry_run.kv_size(),
-        workspace=workspace,
-        max_running=config.max_running,
-        prefill_chunk=prefill_chunk,
-        shapes=dry_run.shapes,
-        max_model_len=check_context(config.max_model_len, context_of(plan.config)),
-    )
+def measuring(plan: ModelPlan, config: EngineConfig, device: torch.device) -> Callable[[int], Needs]:
+    """`measure_needs` with chunks of whatever size, by one dry run of the model."""
+    dry_run = DryRun(plan, config.max_running, on_cpu=device.type == "cpu", paged=not config.batch_invariant)
+    dtype_bytes = plan.layers[0].dtype.itemsize
+    looked_at = max(dry_run.vocab_size, CPU_LOGITS if device.type == "cpu" else DEVICE_LOGITS)
+    sampling = SAMPLING_COPIES * 4 * looked_at
+    sampling += (2 * config.max_running + PROMPT_LOGPROBS_CHUNK) * dry_run.vocab_size * dtype_bytes
+
+    def needs(prefill_chunk: int) -> Needs:
+        kept = _kept_bytes(plan, config, prefill_chunk) if device.type == "cpu" else 0
+        return Needs(
+            kv=dry_run.kv_size(),
+            workspace=lambda num_tokens: (
+                max(dry_run.workspace_bytes(num_tokens, prefill_chunk), sampling) + kept
+            ),
+            max_running=config.max_running,
+            prefill_chunk=prefill_chunk,
+            shapes=dry_run.shapes,
+            max_model_len=check_context(config.max_model_len, context_of(plan.config)),
+        )
+
+    return needs
+
+
+def _kept_bytes(plan: ModelPlan, config: EngineConfig, prefill_chunk: int) -> int:
+    """Of a CPU's memory, what steps with such chunks leave for the next one, or hold beside tensors."""
+    kept = RUNTIME_BYTES + KERNEL_CACHE_ENTRIES * KERNEL_BYTES[plan.layers[0].dtype.itemsize]
+    kept += config.num_readers * max(map(_scratch_bytes, plan.layers))
+    kept += Ledger.num_bytes(prefill_chunk + config.max_running, [layer.top_k for layer in plan.layers])
+    if config.admission == "experts":
+        kept += Footprints.num_bytes([layer.num_experts for layer in plan.layers], 2 * config.max_running)
+    return kept
 
 
 def plan_for(config: EngineConfig, plan: ModelPlan, device: torch.device, shape: ExpertShape) -> MemoryPlan:
@@ -78,5 +87,5 @@ def plan_for(config: EngineConfig, plan: ModelPlan, device: torch.device, shape:
         config.kv_memory,
         config.prefill_chunk,
         shape,
-        lambda chunk: measure_needs(plan, config, device, chunk),
+        measuring(plan, config, device),
     )

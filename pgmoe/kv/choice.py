@@ -15,7 +15,7 @@ _logger = logging.getLogger(__name__)
 
 
 def attention_over(pool: KvPool) -> Attention:
-    """Kernels for what they can do, on CUDA devices where they work and on CPUs with AMX; gathering for all else."""
+    """Kernels for what they can do, on CUDA devices and on CPUs with AMX; gathering for all else."""
     gathered = GatheredAttention(pool)
     if pool.device.type == "cuda":
         return by_kernels(pool, gathered)

@@ -34,8 +34,17 @@ class KernelAttention(PlannedAttention):
     @staticmethod
     def takes(pool: KvPool) -> bool:
         """Whether it does a layer of this pool."""
-        takes = _AmxKernels().take
-        return pool.device.type == "cpu" and any(takes(shape, 1, pool.block_tokens) for shape in pool.shapes)
+        return pool.device.type == "cpu" and any(takes(shape, pool.block_tokens) for shape in pool.shapes)
+
+
+def takes(shape: LayerShape, block_tokens: int) -> bool:
+    """Whether the kernel does a layer, where it is on a CPU."""
+    return (
+        available()
+        and shape.dtype is torch.bfloat16
+        and max(shape.key_width, shape.value_width) <= MOST_WIDTH
+        and not (shape.key_width % BLOCK or shape.value_width % SIDE or block_tokens % SIDE)
+    )
 
 
 class _AmxKernels:
@@ -43,12 +52,7 @@ class _AmxKernels:
 
     def take(self, shape: LayerShape, groups: int, block_tokens: int) -> bool:
         """See Kernels."""
-        return (
-            available()
-            and shape.dtype is torch.bfloat16
-            and max(shape.key_width, shape.value_width) <= MOST_WIDTH
-            and not (shape.key_width % BLOCK or shape.value_width % SIDE or block_tokens % SIDE)
-        )
+        return takes(shape, block_tokens)
 
     def plan(
         self, packed: PackedTokens, spans: Spans, table: BlockTable, shape: LayerShape, groups: int
@@ -77,11 +81,13 @@ class _Plan:
         if queries_TQD.stride(2) != 1:
             queries_TQD = queries_TQD.contiguous()
         num_tokens, num_heads, _ = queries_TQD.shape
+        token_stride, head_stride, _ = queries_TQD.stride()
         sinks_Q = None if rule.sinks is None else rule.sinks.float().contiguous()
         out_TQV = queries_TQD.new_empty(num_tokens, num_heads, shape.value_width)
         kernels.attend(
             queries_TQD.data_ptr(),
-            *queries_TQD.stride()[:2],
+            token_stride,
+            head_stride,
             pages.keys.data_ptr(),
             pages.values.data_ptr(),
             0 if sinks_Q is None else sinks_Q.data_ptr(),

@@ -41,8 +41,8 @@ class Kernels(Protocol):
 
 
 class PlannedAttention:
-    """An Attention by kernels, where they can do it. The rest is left to another: scores with a bias (T5), and
-    what is compressed and has to be expanded (latent attention).
+    """An Attention by kernels, where they can do it. The rest is left to another: scores with a bias (T5),
+    and what is compressed and has to be expanded (latent attention).
 
     Plans are made once a pass for all layers that see alike.
     """

@@ -32,16 +32,9 @@ class Spans:
     def own(cls, packed: PackedTokens, visible: Visible) -> Spans | None:
         """In each token's own sequence; None if one sees something else than a single run.
 
-        Every pair is asked, so nothing is assumed of the rule; on the tokens' device, which answers all of a
-        long prompt in a moment. The host waits for it once.
+        The host waits for the device once.
         """
-        ends_T = _of_each_token(packed, [segment.end for segment in packed.segments])
-        positions_L = torch.arange(max(s.end for s in packed.segments), device=packed.device)
-        num_rows = max(1, CHECKED_AT_ONCE // len(positions_L))
-        rows = (torch.split(numbers_T[:, None], num_rows) for numbers_T in (packed.positions_T, ends_T))
-        pairs = zip(*rows, strict=True)
-        found = [_runs(visible, positions_N1, ends_N1, positions_L) for positions_N1, ends_N1 in pairs]
-        spans_T2 = torch.cat(found)
+        spans_T2 = asked(packed, visible)
         firsts, ends = spans_T2.T.tolist()
         return None if min(firsts) < 0 else cls(spans_T2, firsts, ends)
 
@@ -52,6 +45,20 @@ class Spans:
         spans_T2 = torch.stack([torch.zeros_like(ends_T), ends_T], dim=1).int()
         firsts, ends = spans_T2.T.tolist()
         return cls(spans_T2, firsts, ends)
+
+
+def asked(packed: PackedTokens, visible: Visible) -> Tensor:
+    """(T, 2) int32 of each token in its own sequence: first and end of what it sees; -1 where that is no run.
+
+    Every pair is asked, so nothing is assumed of the rule; on the tokens' device, which answers all of a long
+    prompt in a moment.
+    """
+    ends_T = _of_each_token(packed, [segment.end for segment in packed.segments])
+    positions_L = torch.arange(max(s.end for s in packed.segments), device=packed.device)
+    num_rows = max(1, CHECKED_AT_ONCE // len(positions_L))
+    rows = (torch.split(numbers_T[:, None], num_rows) for numbers_T in (packed.positions_T, ends_T))
+    pairs = zip(*rows, strict=True)
+    return torch.cat([_runs(visible, positions_N1, ends_N1, positions_L) for positions_N1, ends_N1 in pairs])
 
 
 def _runs(visible: Visible, positions_N1: Tensor, ends_N1: Tensor, positions_L: Tensor) -> Tensor:

@@ -41,10 +41,12 @@ class _KernelNorm(nn.Module):
 
 def use_kernel(norm: nn.Module) -> None:
     """Have a norm take the kernel, where a trial shows that it computes the same; any other module stays."""
-    if isinstance(norm, _KernelNorm) or not isinstance(getattr(norm, "variance_epsilon", None), float):
+    epsilon = getattr(norm, "variance_epsilon", None)
+    if isinstance(norm, _KernelNorm) or not isinstance(epsilon, float):
         return
-    if [name for name, _ in norm.named_parameters()] == ["weight"] and _is_plain(norm):
-        norm.__class__ = _kernel_class(type(norm))
+    if [name for name, _ in norm.named_parameters()] == ["weight"] and _is_plain(norm, epsilon):
+        kind: Any = type(norm)
+        norm.__class__ = _kernel_class(kind)
 
 
 def _takes(x: Tensor, weight: Tensor) -> bool:
@@ -61,7 +63,7 @@ def _takes(x: Tensor, weight: Tensor) -> bool:
 
 
 @torch.inference_mode()
-def _is_plain(norm: nn.Module) -> bool:
+def _is_plain(norm: nn.Module, epsilon: float) -> bool:
     """Whether weight * (x / sqrt(mean(x^2) + epsilon)) is what it does to a row: it is tried out."""
     weight: Tensor = norm.weight  # type: ignore[assignment]
     if len(inspect.signature(norm.forward).parameters) != 1 or weight.ndim != 1:
@@ -69,7 +71,7 @@ def _is_plain(norm: nn.Module) -> bool:
     row_D = torch.linspace(-1, 2, len(weight)).sin()
     x_ND = torch.stack([size * row_D for size in (1, -30, 1e-3)]).to(weight.device, weight.dtype)
     wide_ND = x_ND.float()
-    inverse_N1 = torch.rsqrt(wide_ND.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+    inverse_N1 = torch.rsqrt(wide_ND.pow(2).mean(-1, keepdim=True) + epsilon)
     return torch.equal(norm(x_ND), weight * (wide_ND * inverse_N1).to(weight.dtype))
 
 

@@ -16,8 +16,8 @@ from tests.support.checkpoints import ENCODER_DECODER_FAMILIES, FAMILIES, tiny_c
 from tests.support.mixtures import Arrival, alone, first_difference, play, random_mixture
 
 CONTEXT = 2304
-LONGEST = {"minimax": (400, 40), "switch_transformers": (600, 100), "nllb_moe": (600, 100)}
-"""Tokens of prompt and answer, where it is not (2000, 40). With weights drawn at random MiniMax's linear
+LONGEST = {"minimax": (400, 16), "switch_transformers": (600, 48), "nllb_moe": (600, 48)}
+"""Tokens of prompt and answer, where it is not (2000, 16). With weights drawn at random MiniMax's linear
 attention overflows in longer ones, in transformers too; an encoder-decoder's answers alone grow."""
 TIE = 1e-4
 """Nats: two tokens nearer than this may change places with the order in which sums are rounded."""
@@ -50,7 +50,7 @@ def engine(family: str, checkpoint: Path) -> Iterator[Engine]:
     options = {"model": str(checkpoint), "device": "cpu", "device_memory": "50%", "max_running": 24}
     token_bytes = _token_bytes(options)
     # Room for the longest request and little more: others have to give way to it.
-    room = (sum(LONGEST.get(family, (2000, 40))) + 16) * token_bytes
+    room = (sum(LONGEST.get(family, (2000, 16))) + 16) * token_bytes
     room *= 2 if family in ENCODER_DECODER_FAMILIES else 1  # prompts are kept as well
     built = Engine(EngineConfig.parse({**options, "kv_memory": int(room), "prefill_chunk": 256}))
     yield built
@@ -67,7 +67,7 @@ def _token_bytes(options: dict[str, object]) -> int:
 
 def mixture(family: str, model: PreTrainedModel) -> list[Arrival]:
     vocab_size = model.get_input_embeddings().num_embeddings
-    return random_mixture(7, 64, vocab_size, *LONGEST.get(family, (2000, 40)))
+    return random_mixture(8, 64, vocab_size, *LONGEST.get(family, (2000, 16)))
 
 
 def generated(model: PreTrainedModel, request: Request) -> list[int]:

@@ -30,7 +30,7 @@ def random_mixture(
     draw = random.Random(seed)
     arrivals, step = [], 0
     for number in range(num_requests):
-        step += draw.choice((0, 0, 0, 1, 3))
+        step += draw.choice((0, 0, 0, 0, 1))
         length = round(longest_prompt ** draw.random())
         num_tokens = draw.randint(1, longest_answer)
         request = Request(

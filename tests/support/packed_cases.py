@@ -142,7 +142,8 @@ class ContextCase:
         draw = random.Random(self.seed)
         torch.manual_seed(self.seed)
         device = torch.device(self.device)
-        self.pool = KvPool([LayerShape(2, self.width, self.width, self.dtype)], NUM_BLOCKS, self.block, device)
+        layer = LayerShape(2, self.width, self.width, self.dtype)
+        self.pool = KvPool([layer], NUM_BLOCKS, self.block, device)
         free = list(range(NUM_BLOCKS))
         draw.shuffle(free)
         self.segments = []

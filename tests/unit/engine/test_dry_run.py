@@ -10,7 +10,7 @@ import torch
 from pgmoe.config import EngineConfig
 from pgmoe.engine.dry_run import DryRun
 from pgmoe.engine.engine import Engine
-from pgmoe.engine.live_bytes import LiveBytes
+from pgmoe.engine.live_bytes import Form, LiveBytes
 from pgmoe.engine.model_facts import ModelFacts
 from pgmoe.engine.paged_runner import PagedRunner
 from pgmoe.engine.part import Outcome, Part, Runner
@@ -32,7 +32,7 @@ def engine_of(folder: Path) -> Engine:
 
 
 def dry_run(folder: Path) -> DryRun:
-    return DryRun(read_plan(str(folder)), CHUNK, NUM_RUNNING)
+    return DryRun(read_plan(str(folder)), NUM_RUNNING, on_cpu=True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -161,14 +161,14 @@ def test_a_step_holds_no_more_than_was_predicted_and_not_much_less(
     tiny: TinyCheckpoints, family: str
 ) -> None:
     folder = tiny(family, torch.bfloat16)
-    predicted = dry_run(folder).workspace_bytes(NUM_TOKENS)
+    predicted = dry_run(folder).workspace_bytes(NUM_TOKENS, CHUNK)
     # So few tokens are rounded up by a third, where one expert gets all of them as predicted.
     assert predicted * 0.8 <= most_held(folder) <= predicted
 
 
 def test_a_step_of_several_short_prompts_is_planned_as_such(tiny: TinyCheckpoints) -> None:
     folder = tiny("mixtral", torch.bfloat16)
-    predicted = DryRun(read_plan(str(folder)), 3 * CHUNK, NUM_RUNNING).workspace_bytes(CHUNK)
+    predicted = dry_run(folder).workspace_bytes(CHUNK, 3 * CHUNK)
     engine = engine_of(folder)
     try:
         facts = ModelFacts(engine.loaded.model)
@@ -184,7 +184,7 @@ def test_a_step_of_several_short_prompts_is_planned_as_such(tiny: TinyCheckpoint
 def test_expanding_quantised_experts_is_part_of_a_step(quantised: QuantisedCheckpoints, kind: str) -> None:
     folder = quantised(kind)
     plan = read_plan(str(folder))
-    predicted = DryRun(plan, CHUNK, NUM_RUNNING).workspace_bytes(NUM_TOKENS)
+    predicted = DryRun(plan, NUM_RUNNING, on_cpu=True).workspace_bytes(NUM_TOKENS, CHUNK)
     assert predicted > expanded_bytes(plan.layers) > 0
     # The prediction has one expert get all tokens, here none does.
     assert predicted * 0.6 <= most_held(folder) <= predicted
@@ -222,3 +222,17 @@ def test_attention_with_scores_in_memory_counts_them() -> None:
             torch.nn.functional.scaled_dot_product_attention(q, k, v)
         out = 4 * 32 * width * 4
         assert (live.peak == out) if not least else (live.peak >= least + out)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "gpt_oss", "minimax", "switch_transformers"])
+def test_forms_found_once_count_as_if_each_was_found(
+    tiny: TinyCheckpoints, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny(family, torch.bfloat16)
+    once = dry_run(folder)
+    remembered = [once.workspace_bytes(n, CHUNK) for n in (NUM_TOKENS, 2, NUM_TOKENS + 3)]
+    assert once._forms
+    monkeypatch.setattr(Form, "of_new", lambda made, args: None)
+    each = dry_run(folder)
+    assert [each.workspace_bytes(n, CHUNK) for n in (NUM_TOKENS, 2, NUM_TOKENS + 3)] == remembered
+    assert not each._forms

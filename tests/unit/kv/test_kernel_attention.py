@@ -133,7 +133,9 @@ def test_what_kernels_cannot_do_is_gathered() -> None:
     case = drawn(fresh_seed())
     rules = [
         AttentionRule(lambda q, k: (k <= q) & (k % 2 == 0) | (q == k), SCALE),
-        AttentionRule(seeing(), SCALE, bias=lambda q, k: (k[:, None] - q[:, :, None])[:, None].bfloat16() / 64),
+        AttentionRule(
+            seeing(), SCALE, bias=lambda q, k: (k[:, None] - q[..., None])[:, None].bfloat16() / 64
+        ),
     ]
     for rule in rules:
         pages = [case.pages(make(case.pool)) for make in (_with_gathering, GatheredAttention)]
