@@ -1,5 +1,5 @@
-/* What pgmoe computes on CPUs by itself, for its faces in Python: `products` and `kernel_tokens`. Matrices are given
-   by their addresses; the faces see to it that they are what is wanted here. Numbers too small to be normal
+/* What pgmoe computes on CPUs by itself, for its faces in Python, which `methods` names. Matrices are given
+   by their addresses; the faces see to it that they are what is wanted here. In products, numbers too small to be normal
    count as zero, as AMX has it. */
 
 #define PY_SSIZE_T_CLEAN
@@ -97,8 +97,9 @@ static PyObject *multiply_one(PyObject *module, PyObject *args) {
     Batch batch = {&product, 1, k, n, 0};
     Py_BEGIN_ALLOW_THREADS;
     if (n % BLOCK) {
-        memset(tail, 0, (size_t)(BLOCK * k) * sizeof *tail);
-        memcpy(tail, product.w + n / BLOCK * BLOCK * k, (size_t)(n % BLOCK * k) * sizeof *tail);
+        long filled = n % BLOCK * k;
+        memcpy(tail, product.w + n / BLOCK * BLOCK * k, (size_t)filled * sizeof *tail);
+        memset(tail + filled, 0, (size_t)(BLOCK * k - filled) * sizeof *tail);
     }
     multiply_in_turn(&batch, 1, threads);
     Py_END_ALLOW_THREADS;

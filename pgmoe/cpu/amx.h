@@ -23,7 +23,7 @@ enum { SIDE = 16, BLOCK = 2 * SIDE, STEP = BLOCK, LINE = 64 };
 
 typedef struct {
     const uint16_t *w, *x, *bias; /* bias: NULL where there is none */
-    const uint16_t *tail;         /* BLOCK rows: the last N % BLOCK of w, filled up; unless N is a multiple */
+    const uint16_t *tail;         /* BLOCK rows: the last N % BLOCK of w, filled up; NULL where N is a multiple */
     uint16_t *y;
     const int *x_rows, *y_rows; /* where each token's row is in x and y; NULL: they follow each other */
     long tokens;
@@ -137,6 +137,9 @@ static inline WITH_AMX void prefetch(const uint16_t *next, long step, long pass,
     for (long i = pass * BLOCK / passes; i < (pass + 1) * BLOCK / passes; i++)
         _mm_prefetch(at + i * LINE, _MM_HINT_T1);
 }
+
+/* Between storing numbers and loading a tile of them: GCC 12 does not know that tiles read memory. */
+#define STORED __asm__ volatile("" ::: "memory")
 
 /* Tiles 0 to 3 sum, 4 and 5 hold weights, 6 and 7 tokens. */
 static WITH_AMX void configure_tiles(void) {

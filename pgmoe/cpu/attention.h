@@ -5,8 +5,10 @@
    Dao et al. 2022). Keys are the left operand of the scores: 16 of them are a tile as they are. Values are the
    right operand of the sums, for which two keys' are interleaved.
 
-   Keys are taken from positions that are multiples of 32, whatever a token sees of them, and what it does not see
-   changes nothing, to the bit: so what a token gets depends on its own row and on what it sees alone.
+   Keys are taken from positions that are multiples of 32, whatever a token sees of them, and numbers that it does not
+   see change nothing, to the bit: so what a token gets depends on its own row and on what it sees alone. (A value that is
+   no number is, for tokens before it in the same tile: nothing times it is no number either.) Threads share out tiles and
+   heads of keys, so a lone token has no more of them than heads.
 
    Letters: T tokens, Q query heads, H heads of keys and values, D width of keys (a multiple of STEP), V of values
    (a multiple of SIDE); P places of the pool. */
@@ -124,7 +126,8 @@ static WITH_AMX void pair_values(const Attention *a, const AttentionTile *t, lon
     long stride = a->heads * a->value_width;
     for (long half = 0; half < KEYS; half += SIDE) {
         long there = t->end - position - half;
-        const uint16_t *first = there > 0 ? kept(a, t, a->values, a->value_width, position + half, head) : NULL;
+        const uint16_t *first = a->values; /* of nothing, where nothing is there */
+        if (there > 0) first = kept(a, t, a->values, a->value_width, position + half, head);
         for (long key = 0; key < SIDE; key += 2) {
             const uint16_t *even = first + key * stride, *odd = even + stride;
             uint32_t *pair = s->v + (half + key) / 2 * SIDE;
@@ -189,10 +192,12 @@ static WITH_AMX void attend(const Attention *a, const AttentionTile *tiles, long
             long head = item % a->heads;
             for (long at = 0; at < t->tokens * a->groups; at += SIDE) {
                 begin_rows(a, t, head, at, &state);
+                STORED;
                 for (long position = t->first / KEYS * KEYS; position < t->end; position += KEYS) {
                     score(a, t, head, position, &state);
                     weigh(a, position, &state);
                     pair_values(a, t, head, position, &state);
+                    STORED;
                     add_values(a, &state);
                 }
                 finish_rows(a, t, head, at, &state);

@@ -17,9 +17,10 @@ from pgmoe.cpu.kernels import BLOCK, MOST_TOKENS, available, kernels, padded
 
 def takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether `multiply` takes these."""
-    num_inputs = weight.shape[1]
+    num_inputs = weight.shape[-1]
     return (
-        x.dtype is torch.bfloat16
+        weight.ndim == 2
+        and x.dtype is torch.bfloat16
         and weight.dtype is torch.bfloat16
         and x.is_cpu
         and weight.is_cpu
@@ -28,9 +29,14 @@ def takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         and num_inputs % BLOCK == 0
         and x.is_contiguous()
         and weight.is_contiguous()
-        and (bias is None or (bias.dtype is torch.bfloat16 and bias.is_cpu and bias.is_contiguous()))
+        and (bias is None or _is_bias(bias, len(weight)))
         and available()
     )
+
+
+def _is_bias(bias: Tensor, num_outputs: int) -> bool:
+    of_each = bias.shape == (num_outputs,) and bias.is_contiguous()
+    return of_each and bias.dtype is torch.bfloat16 and bias.is_cpu
 
 
 def multiply(x: Tensor, weight: Tensor, out: Tensor, bias: Tensor | None = None) -> None:

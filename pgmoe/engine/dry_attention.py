@@ -16,7 +16,11 @@ from pgmoe.kv.spans import asked
 
 
 class DryAttention(GatheredAttention):
-    """An Attention that gathers, or does as a CPU's kernels do."""
+    """An Attention that gathers, or does as a CPU's kernels do.
+
+    Where those take a layer, each of its tokens is taken to see a single run of positions, as in all rules of
+    transformers; else it would be gathered after all, within `reads.CALL_BYTES` twice.
+    """
 
     def __init__(self, pool: KvPool, *, on_cpu: bool) -> None:
         """`on_cpu`: whether it stands for one there, where kernels do what they take."""

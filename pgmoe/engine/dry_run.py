@@ -63,8 +63,9 @@ class DryRun:
                 module.__class__ = _DryLinear
         self._weights = [*_weights(plan.skeleton), *(t for e in experts for t in e.stored.values())]
         ignore_length(plan.skeleton)
-        with LiveBytes(forms=self._forms):
-            self.shapes = layer_shapes(plan.skeleton) if paged else None
+        with LiveBytes(forms=self._forms):  # for the forms
+            shapes = layer_shapes(plan.skeleton) if paged else None
+        self.shapes = shapes
         """What each layer keeps of a token in the pool; None where each sequence has a cache of its own."""
         if self.shapes is None and self._facts.is_encoder_decoder:
             why = (

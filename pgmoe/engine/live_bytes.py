@@ -64,7 +64,11 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if call is not None and call in self._forms:
             return self._forms[call].empty()
         made = func(*args, **options)
-        if call is not None and isinstance(made, Tensor) and (form := Form.of_new(made, args)) is not None:
+        if (
+            call is not None
+            and isinstance(made, Tensor)
+            and (form := Form.of_new(made, (args, options))) is not None
+        ):
             self._forms[call] = form
         return made
 
@@ -92,7 +96,7 @@ class Form:
     dtype: torch.dtype
 
     @classmethod
-    def of_new(cls, made: Tensor, args: tuple[Any, ...]) -> Form | None:
+    def of_new(cls, made: Tensor, args: Any) -> Form | None:
         """None for one on another device, or that shares an argument's storage or uses its own in part."""
         form = cls(made.shape, made.stride(), made.dtype)
         storage = made.untyped_storage()
@@ -118,7 +122,7 @@ def _known(value: Any) -> object:
     if isinstance(value, Tensor):
         if not value.is_meta:
             raise TypeError(value.device)
-        return value.shape, value.stride(), value.dtype, value.requires_grad
+        return value.shape, value.stride(), value.dtype
     if isinstance(value, list | tuple):
         return type(value), *map(_known, value)
     hash(value)

@@ -38,33 +38,30 @@ def _scratch_bytes(layer: ExpertLayer) -> int:
     return max(run.scratch_bytes for run in plan_reads(extents, layer.layout.starts(extents)))
 
 
-def measure_needs(plan: ModelPlan, config: EngineConfig, device: torch.device, prefill_chunk: int) -> Needs:
-    """What requests of this configuration take, with prompts cut into chunks of so many tokens.
-
-    Raises ConfigError for a `max_model_len` over the context.
-    """
-    return measuring(plan, config, device)(prefill_chunk)
-
-
 def measuring(plan: ModelPlan, config: EngineConfig, device: torch.device) -> Callable[[int], Needs]:
-    """`measure_needs` with chunks of whatever size, by one dry run of the model."""
+    """What requests of this configuration take, if prompts are cut into chunks of so many tokens.
+
+    By one dry run of the model. Raises ConfigError for a `max_model_len` over the context.
+    """
     dry_run = DryRun(plan, config.max_running, on_cpu=device.type == "cpu", paged=not config.batch_invariant)
     dtype_bytes = plan.layers[0].dtype.itemsize
     looked_at = max(dry_run.vocab_size, CPU_LOGITS if device.type == "cpu" else DEVICE_LOGITS)
     sampling = SAMPLING_COPIES * 4 * looked_at
     sampling += (2 * config.max_running + PROMPT_LOGPROBS_CHUNK) * dry_run.vocab_size * dtype_bytes
 
+    kv, longest = dry_run.kv_size(), check_context(config.max_model_len, context_of(plan.config))
+
     def needs(prefill_chunk: int) -> Needs:
         kept = _kept_bytes(plan, config, prefill_chunk) if device.type == "cpu" else 0
         return Needs(
-            kv=dry_run.kv_size(),
+            kv=kv,
             workspace=lambda num_tokens: (
                 max(dry_run.workspace_bytes(num_tokens, prefill_chunk), sampling) + kept
             ),
             max_running=config.max_running,
             prefill_chunk=prefill_chunk,
             shapes=dry_run.shapes,
-            max_model_len=check_context(config.max_model_len, context_of(plan.config)),
+            max_model_len=longest,
         )
 
     return needs

@@ -85,6 +85,8 @@ class PlannedAttention:
     def _plan(self, layer: int, queries_TQD: Tensor, visible: Visible | None) -> Plan | None:
         """For a layer that sees so, or the prompt for None; None where kernels cannot do it."""
         shape = self._pool.shapes[layer]
+        if (queries_TQD.dtype, queries_TQD.shape[2]) != (shape.dtype, shape.key_width):
+            return None
         groups = queries_TQD.shape[1] // shape.num_heads
         key = visible, shape, groups
         if key not in self._plans:

@@ -50,15 +50,26 @@ class Spans:
 def asked(packed: PackedTokens, visible: Visible) -> Tensor:
     """(T, 2) int32 of each token in its own sequence: first and end of what it sees; -1 where that is no run.
 
-    Every pair is asked, so nothing is assumed of the rule; on the tokens' device, which answers all of a long
-    prompt in a moment.
+    Every pair is asked, so nothing is assumed of the rule; on the tokens' device. All sequences at once,
+    unless a long one would have too many asked of the others' tokens.
     """
     ends_T = _of_each_token(packed, [segment.end for segment in packed.segments])
-    positions_L = torch.arange(max(s.end for s in packed.segments), device=packed.device)
-    num_rows = max(1, CHECKED_AT_ONCE // len(positions_L))
-    rows = (torch.split(numbers_T[:, None], num_rows) for numbers_T in (packed.positions_T, ends_T))
-    pairs = zip(*rows, strict=True)
-    return torch.cat([_runs(visible, positions_N1, ends_N1, positions_L) for positions_N1, ends_N1 in pairs])
+    sizes, lengths = [packed.num_tokens], [max(segment.end for segment in packed.segments)]
+    if sizes[0] * lengths[0] > CHECKED_AT_ONCE:
+        sizes = [segment.num_tokens for segment in packed.segments]
+        lengths = [segment.end for segment in packed.segments]
+    parts = zip(torch.split(packed.positions_T, sizes), torch.split(ends_T, sizes), lengths, strict=True)
+    return torch.cat([_asked_at_once(visible, *part) for part in parts])
+
+
+def _asked_at_once(visible: Visible, positions_N: Tensor, ends_N: Tensor, length: int) -> Tensor:
+    """(N, 2) int32, of tokens that are asked of positions below `length`."""
+    positions_L = torch.arange(length, device=positions_N.device)
+    num_rows = max(1, CHECKED_AT_ONCE // length)
+    rows = (torch.split(numbers_N[:, None], num_rows) for numbers_N in (positions_N, ends_N))
+    return torch.cat(
+        [_runs(visible, at_N1, ends_N1, positions_L) for at_N1, ends_N1 in zip(*rows, strict=True)]
+    )
 
 
 def _runs(visible: Visible, positions_N1: Tensor, ends_N1: Tensor, positions_L: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ def use_kernels(model: nn.Module) -> None:
     if (why := reason()) is not None:
         _logger.info("the CPU computes by torch alone: the kernels for it are missing, %s", why)
         return
+    if any(not parameter.is_cpu for parameter in model.parameters()):
+        return
     for module in model.modules():
         if isinstance(module, nn.Linear):
             linear.use_kernel(module)

@@ -6,6 +6,7 @@ torch makes six passes over the tokens of each, in float32.
 from __future__ import annotations
 
 import inspect
+import logging
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from pgmoe.cpu.kernels import SIDE, kernels
 
+_logger = logging.getLogger(__name__)
+
 
 class _KernelNorm(nn.Module):
     """Mixed into a family's norm, whose own forward does what the kernel cannot."""
@@ -21,17 +24,17 @@ class _KernelNorm(nn.Module):
     weight: Tensor
     variance_epsilon: float
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The norm of each row of x (..., D), which is multiplied by the weight (D)."""
-        if torch.is_grad_enabled() or not _takes(x, self.weight):
-            given: Tensor = super().forward(x)
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """The norm of each row of hidden_states (..., D), which is multiplied by the weight (D)."""
+        if torch.is_grad_enabled() or not _takes(hidden_states, self.weight):
+            given: Tensor = super().forward(hidden_states)
             return given
-        out, width = torch.empty_like(x), x.shape[-1]
+        out, width = torch.empty_like(hidden_states), hidden_states.shape[-1]
         kernels.normalise(
-            x.data_ptr(),
+            hidden_states.data_ptr(),
             self.weight.data_ptr(),
             out.data_ptr(),
-            x.numel() // width,
+            hidden_states.numel() // width,
             width,
             self.variance_epsilon,
             torch.get_num_threads(),
@@ -44,8 +47,9 @@ def use_kernel(norm: nn.Module) -> None:
     epsilon = getattr(norm, "variance_epsilon", None)
     if isinstance(norm, _KernelNorm) or not isinstance(epsilon, float):
         return
-    if [name for name, _ in norm.named_parameters()] == ["weight"] and _is_plain(norm, epsilon):
-        kind: Any = type(norm)
+    kind: Any = type(norm)
+    takes_one = [*inspect.signature(kind.forward).parameters] == ["self", "hidden_states"]
+    if takes_one and [name for name, _ in norm.named_parameters()] == ["weight"] and _is_plain(norm, epsilon):
         norm.__class__ = _kernel_class(kind)
 
 
@@ -54,6 +58,7 @@ def _takes(x: Tensor, weight: Tensor) -> bool:
         x.dtype is torch.bfloat16
         and weight.dtype is torch.bfloat16
         and x.is_cpu
+        and weight.is_cpu
         and x.is_contiguous()
         and weight.is_contiguous()
         and x.shape[-1:] == weight.shape
@@ -66,13 +71,18 @@ def _takes(x: Tensor, weight: Tensor) -> bool:
 def _is_plain(norm: nn.Module, epsilon: float) -> bool:
     """Whether weight * (x / sqrt(mean(x^2) + epsilon)) is what it does to a row: it is tried out."""
     weight: Tensor = norm.weight  # type: ignore[assignment]
-    if len(inspect.signature(norm.forward).parameters) != 1 or weight.ndim != 1:
+    if weight.ndim != 1:
         return False
-    row_D = torch.linspace(-1, 2, len(weight)).sin()
-    x_ND = torch.stack([size * row_D for size in (1, -30, 1e-3)]).to(weight.device, weight.dtype)
-    wide_ND = x_ND.float()
-    inverse_N1 = torch.rsqrt(wide_ND.pow(2).mean(-1, keepdim=True) + epsilon)
-    return torch.equal(norm(x_ND), weight * (wide_ND * inverse_N1).to(weight.dtype))
+    rows = [size * torch.linspace(-1, end, len(weight)).sin() for size, end in ((1, 2), (-30, 3), (1e-3, 7))]
+    x_1ND = torch.stack(rows)[None].to(weight.device, weight.dtype)
+    wide_1ND = x_1ND.float()
+    inverse_1N1 = torch.rsqrt(wide_1ND.pow(2).mean(-1, keepdim=True) + epsilon)
+    expected_1ND = weight * (wide_1ND * inverse_1N1).to(weight.dtype)
+    try:
+        return torch.equal(norm(x_1ND), expected_1ND) and torch.equal(norm(x_1ND[0]), expected_1ND[0])
+    except Exception as error:  # whatever it takes: it is no plain norm
+        _logger.debug("%s is no plain norm: %r", type(norm).__name__, error)
+        return False
 
 
 @cache

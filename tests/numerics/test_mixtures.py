@@ -16,9 +16,16 @@ from tests.support.checkpoints import ENCODER_DECODER_FAMILIES, FAMILIES, tiny_c
 from tests.support.mixtures import Arrival, alone, first_difference, play, random_mixture
 
 CONTEXT = 2304
-LONGEST = {"minimax": (400, 16), "switch_transformers": (600, 48), "nllb_moe": (600, 48)}
+LONGEST = {
+    "mixtral": (2000, 32),
+    "minimax": (400, 16),
+    "switch_transformers": (600, 48),
+    "nllb_moe": (600, 48),
+}
 """Tokens of prompt and answer, where it is not (2000, 16). With weights drawn at random MiniMax's linear
 attention overflows in longer ones, in transformers too; an encoder-decoder's answers alone grow."""
+SEED = 8
+"""Of a mixture in which some have to give way to others; with most seeds none has."""
 TIE = 1e-4
 """Nats: two tokens nearer than this may change places with the order in which sums are rounded."""
 
@@ -67,7 +74,7 @@ def _token_bytes(options: dict[str, object]) -> int:
 
 def mixture(family: str, model: PreTrainedModel) -> list[Arrival]:
     vocab_size = model.get_input_embeddings().num_embeddings
-    return random_mixture(8, 64, vocab_size, *LONGEST.get(family, (2000, 16)))
+    return random_mixture(SEED, 64, vocab_size, *LONGEST.get(family, (2000, 16)))
 
 
 def generated(model: PreTrainedModel, request: Request) -> list[int]:

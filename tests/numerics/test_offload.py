@@ -46,7 +46,7 @@ some_models = pytest.mark.parametrize(
         for d in DTYPES
     ],
 )
-"""Families that store their experts in different forms."""
+"""Of the forms in which experts are stored: apart, fused, transposed, with biases, by names of their own."""
 
 
 @pytest.fixture(scope="module")

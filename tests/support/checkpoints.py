@@ -232,6 +232,18 @@ def tiny_config(family: str) -> PretrainedConfig:
     return _CONFIGS[family]()
 
 
+def wide_config() -> PretrainedConfig:
+    """A small Mixtral of widths that all kernels for CPUs take, as no tiny one is; in bfloat16 they do."""
+    return transformers.MixtralConfig(
+        **{**DECODER, "hidden_size": 128, "num_hidden_layers": 2},
+        head_dim=32,
+        intermediate_size=96,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        sliding_window=24,
+    )
+
+
 def tiny_model(config: PretrainedConfig, dtype: torch.dtype, seed: int = 0) -> PreTrainedModel:
     """A model of this config in eval mode with redrawn weights; `seed` decides all of them."""
     register()

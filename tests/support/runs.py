@@ -15,7 +15,7 @@ from pgmoe.config import EngineConfig
 from pgmoe.engine.assembly import parse_device
 from pgmoe.engine.device_plan import LEAST_CHUNK
 from pgmoe.engine.engine import Engine
-from pgmoe.engine.measured_needs import measure_needs
+from pgmoe.engine.measured_needs import measuring
 from pgmoe.engine.memory_plan import ExpertShape
 from pgmoe.engine.memory_plan import smallest_budget as smallest_device_memory
 from pgmoe.metrics.stats import ExpertStats
@@ -119,5 +119,5 @@ def smallest_budget(folder: Path, device: str = "cpu", **options: Any) -> int:
     on = parse_device(device)
     config = EngineConfig(model=str(folder), **options)
     chunk = LEAST_CHUNK if config.prefill_chunk == "auto" else config.prefill_chunk
-    needs = measure_needs(plan, config, on, chunk)
+    needs = measuring(plan, config, on)(chunk)
     return smallest_device_memory(ExpertShape.of(plan.layers, plan.loaded_bytes(on)), needs)

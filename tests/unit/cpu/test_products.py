@@ -27,12 +27,12 @@ def draw(*shape: int, offset: int = 0) -> torch.Tensor:
     return flat[offset:].view(shape)
 
 
-def multiplied(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def multiplied(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """The product; nothing around it may be written to."""
     shape = (*x.shape[:-1], len(weight))
     around = torch.full((torch.Size(shape).numel() + 128,), 7, dtype=x.dtype)
     out = around[64:-64].view(shape)
-    products.multiply(x, weight, out)
+    products.multiply(x, weight, out, bias)
     assert (around[:64] == 7).all()
     assert (around[-64:] == 7).all()
     return out
@@ -92,6 +92,7 @@ OTHERS = {
     "weight's strides": lambda: (draw(2, 64), draw(64, 64).t()),
     "strides": lambda: (draw(64, 2).t(), draw(64, 64)),
     "tokens": lambda: (draw(MOST_TOKENS + 1, 64), draw(64, 64)),
+    "one row of weights": lambda: (draw(2, 64), draw(64)),
     "none": lambda: (draw(0, 64), draw(64, 64)),
     "meta": lambda: (draw(2, 64).to("meta"), draw(64, 64).to("meta")),
 }
@@ -176,11 +177,14 @@ def test_a_module_without_a_matrix_stays() -> None:
     assert layer.weight is weight
 
 
+def test_a_bias_for_all_outputs_is_left_to_torch() -> None:
+    assert not products.takes(draw(2, 64), draw(64, 64), draw(1))
+
+
 @pytest.mark.parametrize("num_outputs", [96, 70])
 def test_a_bias_is_added_before_rounding(num_outputs: int) -> None:
     x, weight, bias = draw(9, 64), draw(num_outputs, 64), draw(num_outputs) * 100
-    out = torch.empty(9, num_outputs, dtype=torch.bfloat16)
-    products.multiply(x, weight, out, bias)
+    out = multiplied(x, weight, bias)
     exact = x.double() @ weight.double().t() + bias.double()
     torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=1e-3)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pgmoe.config import EngineConfig
+from pgmoe.cpu.kernels import available
 from pgmoe.engine.dry_run import DryRun
 from pgmoe.engine.engine import Engine
 from pgmoe.engine.live_bytes import Form, LiveBytes
@@ -20,7 +21,7 @@ from pgmoe.kv.pool import KvPool
 from pgmoe.models.loader import read_plan
 from pgmoe.request import Request, SamplingParams
 from tests.conftest import QuantisedCheckpoints, TinyCheckpoints
-from tests.support.checkpoints import ENCODER_DECODER_FAMILIES, FAMILIES
+from tests.support.checkpoints import ENCODER_DECODER_FAMILIES, FAMILIES, tiny_model, wide_config
 
 CHUNK, NUM_TOKENS, NUM_RUNNING = 32, 96, 4
 NOT_PAGED = ("minimax",)
@@ -164,6 +165,21 @@ def test_a_step_holds_no_more_than_was_predicted_and_not_much_less(
     predicted = dry_run(folder).workspace_bytes(NUM_TOKENS, CHUNK)
     # So few tokens are rounded up by a third, where one expert gets all of them as predicted.
     assert predicted * 0.8 <= most_held(folder) <= predicted
+
+
+def test_a_step_by_kernels_holds_no_more_than_was_predicted_and_not_much_less(tmp_path: Path) -> None:
+    tiny_model(wide_config(), torch.bfloat16).save_pretrained(tmp_path)
+    predicted = dry_run(tmp_path).workspace_bytes(NUM_TOKENS, CHUNK)
+    assert predicted * 0.8 <= most_held(tmp_path) <= predicted
+
+
+def test_a_device_that_is_no_cpu_gathers_in_the_prediction(tmp_path: Path) -> None:
+    tiny_model(wide_config(), torch.bfloat16).save_pretrained(tmp_path)
+    on_cpu, elsewhere = (
+        DryRun(read_plan(str(tmp_path)), NUM_RUNNING, on_cpu=on_cpu) for on_cpu in (True, False)
+    )
+    more = elsewhere.workspace_bytes(NUM_TOKENS, CHUNK) > on_cpu.workspace_bytes(NUM_TOKENS, CHUNK)
+    assert more == available()
 
 
 def test_a_step_of_several_short_prompts_is_planned_as_such(tiny: TinyCheckpoints) -> None:

@@ -115,6 +115,7 @@ def test_small_and_large_scores(size: float) -> None:
     case.queries = case.queries * size
     found = by_kernels(case).attend(0, case.queries, AttentionRule(seeing(), SCALE))
     expected = case.plain(lambda q, k: k <= q)
+    assert bool(found.isfinite().all())
     close = (found.double() - expected).abs() <= 2e-2 + 2e-2 * expected.abs()
     assert bool(close.all() if size < 1 else close.double().mean() > 0.98)  # ties are rounded either way
 
@@ -126,6 +127,14 @@ def test_what_is_no_number_is_passed_on_to_who_sees_it() -> None:
     found = by_kernels(case).attend(0, case.queries, AttentionRule(seeing(), SCALE))
     assert bool(found[0].isnan().all())
     assert not bool(found[1:].isnan().any())
+
+
+@with_kernels
+def test_queries_of_another_type_are_not_read_as_bfloat16() -> None:
+    case = drawn(fresh_seed())
+    pages = case.pages(KernelAttention(case.pool, GatheredAttention(case.pool)))
+    with pytest.raises(RuntimeError, match="dtype"):
+        pages.attend(0, case.queries.float(), AttentionRule(seeing(), SCALE))
 
 
 @with_kernels

@@ -13,9 +13,9 @@ from pgmoe.kv.spans import Spans
 SEGMENTS = (Segment(3, 4, (0, 1)), Segment(1, 9, (2, 3, 4), (5,), 2), Segment(2, 0, (6,), (7, 8), 6))
 
 
-@pytest.fixture(params=[1, 2**20])
+@pytest.fixture(params=[1, 20, 2**20])
 def packed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> PackedTokens:
-    """Asked a token at a time, or all at once."""
+    """Asked a token at a time, some of one sequence, or all at once."""
     monkeypatch.setattr(spans, "CHECKED_AT_ONCE", request.param)
     return PackedTokens(SEGMENTS, 4, torch.device("cpu"))
 

@@ -78,9 +78,15 @@ class Gated(MixtralRMSNorm):
         return super().forward(x) * gate
 
 
+class Picky(MixtralRMSNorm):
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        batch, _tokens, _width = hidden_states.shape
+        return super().forward(hidden_states) * batch
+
+
 class Shifted(MixtralRMSNorm):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x - x.amax(-1, keepdim=True))
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return super().forward(hidden_states - hidden_states.amax(-1, keepdim=True))
 
 
 @pytest.mark.parametrize(
@@ -92,6 +98,7 @@ class Shifted(MixtralRMSNorm):
         (GemmaRMSNorm(64), False),  # multiplies by 1 + weight
         (Gated(64), False),
         (Shifted(64), False),
+        (Picky(64), False),  # wants three dimensions
         (nn.LayerNorm(64), False),
         (nn.Linear(64, 64), False),
     ],
