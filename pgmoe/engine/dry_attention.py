@@ -5,11 +5,12 @@ Shape letters as in `kv.attention`.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pgmoe.attention_rule import AttentionRule, Visible
 from pgmoe.kv.gathered import GatheredAttention
-from pgmoe.kv.kernel_attention import takes
+from pgmoe.kv.kernel_attention import takes, tokens_of_tile
 from pgmoe.kv.packed import PackedTokens
 from pgmoe.kv.pool import KvPool
 from pgmoe.kv.spans import asked
@@ -26,20 +27,21 @@ class DryAttention(GatheredAttention):
         """`on_cpu`: whether it stands for one there, where kernels do what they take."""
         super().__init__(pool)
         self._taken = [on_cpu and takes(shape, pool.block_tokens) for shape in pool.shapes]
-        self._spans: dict[Visible, Tensor] = {}
+        self._plans: dict[Visible, tuple[Tensor, ...]] = {}
 
     def begin(self, packed: PackedTokens) -> None:
         """See Attention."""
         super().begin(packed)
         self._packed = packed
-        self._spans.clear()
+        self._plans.clear()
 
     def own(self, layer: int, queries_TQD: Tensor, rule: AttentionRule) -> Tensor:
         """See Attention."""
         if not self._taken[layer] or rule.bias is not None or rule.expand is not None:
             return super().own(layer, queries_TQD, rule)
-        if rule.visible not in self._spans:
-            self._spans[rule.visible] = asked(self._packed, rule.visible)
+        if rule.visible not in self._plans:
+            groups = queries_TQD.shape[1] // self._pool.shapes[layer].num_heads
+            self._plans[rule.visible] = (asked(self._packed, rule.visible), *self._tables(groups))
         return self._made(layer, queries_TQD)
 
     def context(self, layer: int, queries_TQD: Tensor, scale: float) -> Tensor:
@@ -47,6 +49,17 @@ class DryAttention(GatheredAttention):
         if not self._taken[layer]:
             return super().context(layer, queries_TQD, scale)
         return self._made(layer, queries_TQD)
+
+    def _tables(self, groups: int) -> tuple[Tensor, Tensor]:
+        """Tiles of the pass, and its sequences' blocks."""
+        segments, block_tokens = self._packed.segments, self._pool.block_tokens
+        num_tiles = sum(-(-segment.num_tokens // tokens_of_tile(groups)) for segment in segments)
+        num_blocks = sum(-(-segment.end // block_tokens) for segment in segments)
+        device = self._packed.device
+        return (
+            torch.empty(num_tiles, 5, dtype=torch.int32, device=device),
+            torch.empty(num_blocks, dtype=torch.int32, device=device),
+        )
 
     def _made(self, layer: int, queries_TQD: Tensor) -> Tensor:
         return queries_TQD.new_empty(*queries_TQD.shape[:2], self._pool.shapes[layer].value_width)

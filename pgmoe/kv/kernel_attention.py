@@ -47,6 +47,11 @@ def takes(shape: LayerShape, block_tokens: int) -> bool:
     )
 
 
+def tokens_of_tile(groups: int) -> int:
+    """Tokens of a sequence that go over its keys together, with so many query heads for each head of keys."""
+    return max(1, SIDE // groups)
+
+
 class _AmxKernels:
     """See Kernels."""
 
@@ -58,7 +63,7 @@ class _AmxKernels:
         self, packed: PackedTokens, spans: Spans, table: BlockTable, shape: LayerShape, groups: int
     ) -> _Plan:
         """See Kernels."""
-        tile_tokens = max(1, SIDE // groups)
+        tile_tokens = tokens_of_tile(groups)
         rows = zip(packed.first_rows, packed.segments, table.starts, strict=True)
         tiles = [tile for of_segment in rows for tile in chunk_tiles(*of_segment, spans, tile_tokens)]
         return _Plan(shape, groups, packed.block_tokens, spans, table, int32(tiles, packed.device))
