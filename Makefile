@@ -72,8 +72,9 @@ run: $(VENV)/.run ## Serve config.yaml over HTTP and gRPC; builds the default mo
 
 # --- checks
 
-# Tests wait and start processes as much as they compute: each of some processes has one thread.
-SUITE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
+# Tests wait and start processes as much as they compute: each of some processes has one thread. Files come in their
+# order, which has the longest first.
+SUITE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --no-loadscope-reorder
 
 test: $(VENV)/.dev ## Run the test suite.
 	$(SUITE)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,13 +16,21 @@ settings.register_profile("suite", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("suite")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Several processes may share the suite: a file's tests stay together, and those that share a server."""
-    for item in items:
-        file = Path(item.location[0])
-        group = file.parent if file.parent.name == "serve" else file
-        item.add_marker(pytest.mark.xdist_group(str(group)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Several processes may share the suite: a file's tests stay together, and those that share a server.
+
+    xdist 3.8's own groups are lost on pytest 9.2, without a word: it writes them into tests' names, which
+    pytest makes anew.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.split("::")[0])
+            return str(file.parent if file.parent.name == "serve" else file)
+
+    return ByFile(config, log)
 
 
 TinyCheckpoints = Callable[..., Path]
