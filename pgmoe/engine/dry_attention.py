@@ -5,6 +5,8 @@ Shape letters as in `kv.attention`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from pgmoe.kv.gathered import GatheredAttention
 from pgmoe.kv.kernel_attention import takes, tokens_of_tile
 from pgmoe.kv.packed import PackedTokens
 from pgmoe.kv.pool import KvPool
+from pgmoe.kv.reads import everything
 from pgmoe.kv.spans import asked
 
 
@@ -40,26 +43,28 @@ class DryAttention(GatheredAttention):
         if not self._taken[layer] or rule.bias is not None or rule.expand is not None:
             return super().own(layer, queries_TQD, rule)
         if rule.visible not in self._plans:
-            groups = queries_TQD.shape[1] // self._pool.shapes[layer].num_heads
-            self._plans[rule.visible] = (asked(self._packed, rule.visible), *self._tables(groups))
+            spans_T2 = asked(self._packed, rule.visible)
+            lengths = [segment.end for segment in self._packed.segments]
+            self._plans[rule.visible] = (spans_T2, *self._tables(layer, queries_TQD, lengths))
         return self._made(layer, queries_TQD)
 
     def context(self, layer: int, queries_TQD: Tensor, scale: float) -> Tensor:
         """See Attention."""
         if not self._taken[layer]:
             return super().context(layer, queries_TQD, scale)
+        if everything not in self._plans:
+            spans_T2 = queries_TQD.new_empty(len(queries_TQD), 2, dtype=torch.int32)
+            lengths = [segment.num_context for segment in self._packed.segments]
+            self._plans[everything] = (spans_T2, *self._tables(layer, queries_TQD, lengths))
         return self._made(layer, queries_TQD)
 
-    def _tables(self, groups: int) -> tuple[Tensor, Tensor]:
-        """Tiles of the pass, and its sequences' blocks."""
-        segments, block_tokens = self._packed.segments, self._pool.block_tokens
-        num_tiles = sum(-(-segment.num_tokens // tokens_of_tile(groups)) for segment in segments)
-        num_blocks = sum(-(-segment.end // block_tokens) for segment in segments)
-        device = self._packed.device
-        return (
-            torch.empty(num_tiles, 5, dtype=torch.int32, device=device),
-            torch.empty(num_blocks, dtype=torch.int32, device=device),
-        )
+    def _tables(self, layer: int, queries_TQD: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Tiles of the pass, and the blocks of what its sequences look at."""
+        tile_tokens = tokens_of_tile(queries_TQD.shape[1] // self._pool.shapes[layer].num_heads)
+        num_tiles = sum(-(-segment.num_tokens // tile_tokens) for segment in self._packed.segments)
+        num_blocks = sum(-(-length // self._pool.block_tokens) for length in lengths)
+        tiles_N5 = queries_TQD.new_empty(num_tiles, 5, dtype=torch.int32)
+        return tiles_N5, queries_TQD.new_empty(num_blocks, dtype=torch.int32)
 
     def _made(self, layer: int, queries_TQD: Tensor) -> Tensor:
         return queries_TQD.new_empty(*queries_TQD.shape[:2], self._pool.shapes[layer].value_width)

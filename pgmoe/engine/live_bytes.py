@@ -64,11 +64,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if call is not None and call in self._forms:
             return self._forms[call].empty()
         made = func(*args, **options)
-        if (
-            call is not None
-            and isinstance(made, Tensor)
-            and (form := Form.of_new(made, (args, options))) is not None
-        ):
+        form = Form.of_new(made, (args, options)) if isinstance(made, Tensor) else None
+        if call is not None and form is not None:
             self._forms[call] = form
         return made
 

@@ -39,7 +39,7 @@ class BlockAttention(PlannedAttention):
 class _TritonKernels:
     """See Kernels."""
 
-    def take(self, shape: LayerShape, groups: int, block_tokens: int) -> bool:
+    def take(self, shape: LayerShape, block_tokens: int) -> bool:
         """See Kernels."""
         return shape.dtype in DTYPES
 

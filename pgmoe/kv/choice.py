@@ -8,7 +8,7 @@ import torch
 
 from pgmoe.kv.attention import Attention
 from pgmoe.kv.gathered import GatheredAttention
-from pgmoe.kv.kernel_attention import KernelAttention
+from pgmoe.kv.kernel_attention import KernelAttention, takes
 from pgmoe.kv.pool import KvPool
 
 _logger = logging.getLogger(__name__)
@@ -19,7 +19,9 @@ def attention_over(pool: KvPool) -> Attention:
     gathered = GatheredAttention(pool)
     if pool.device.type == "cuda":
         return by_kernels(pool, gathered)
-    return KernelAttention(pool, gathered) if KernelAttention.takes(pool) else gathered
+    on_cpu = pool.device.type == "cpu"
+    taken = on_cpu and any(takes(shape, pool.block_tokens) for shape in pool.shapes)
+    return KernelAttention(pool, gathered) if taken else gathered
 
 
 def by_kernels(pool: KvPool, gathered: GatheredAttention) -> Attention:

@@ -31,11 +31,6 @@ class KernelAttention(PlannedAttention):
         """`otherwise`: over the same pool, for what is left to it."""
         super().__init__(pool, otherwise, _AmxKernels())
 
-    @staticmethod
-    def takes(pool: KvPool) -> bool:
-        """Whether it does a layer of this pool."""
-        return pool.device.type == "cpu" and any(takes(shape, pool.block_tokens) for shape in pool.shapes)
-
 
 def takes(shape: LayerShape, block_tokens: int) -> bool:
     """Whether the kernel does a layer, where it is on a CPU."""
@@ -55,7 +50,7 @@ def tokens_of_tile(groups: int) -> int:
 class _AmxKernels:
     """See Kernels."""
 
-    def take(self, shape: LayerShape, groups: int, block_tokens: int) -> bool:
+    def take(self, shape: LayerShape, block_tokens: int) -> bool:
         """See Kernels."""
         return takes(shape, block_tokens)
 

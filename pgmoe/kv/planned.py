@@ -29,14 +29,14 @@ class Plan(Protocol):
 class Kernels(Protocol):
     """Kernels for rules by which each token sees a single run of positions, with sinks or without."""
 
-    def take(self, shape: LayerShape, groups: int, block_tokens: int) -> bool:
-        """Whether they can do a layer with so many query heads for each head of keys."""
+    def take(self, shape: LayerShape, block_tokens: int) -> bool:
+        """Whether they can do a layer."""
         ...
 
     def plan(
         self, packed: PackedTokens, spans: Spans, table: BlockTable, shape: LayerShape, groups: int
     ) -> Plan:
-        """For a pass, and a layer that they take."""
+        """For a pass, and a layer that they take, with so many query heads for each head of keys."""
         ...
 
 
@@ -95,7 +95,7 @@ class PlannedAttention:
 
     def _made(self, visible: Visible | None, shape: LayerShape, groups: int) -> Plan | None:
         packed = self._packed
-        if not self._kernels.take(shape, groups, packed.block_tokens):
+        if not self._kernels.take(shape, packed.block_tokens):
             return None
         spans = Spans.context(packed) if visible is None else Spans.own(packed, visible)
         if spans is None:

@@ -15,10 +15,10 @@ _logger = logging.getLogger(__name__)
 
 def use_kernels(model: nn.Module) -> None:
     """Linear layers, norms and routers take them where they can. For models that only answer."""
+    if any(not parameter.is_cpu for parameter in model.parameters()):
+        return
     if (why := reason()) is not None:
         _logger.info("the CPU computes by torch alone: the kernels for it are missing, %s", why)
-        return
-    if any(not parameter.is_cpu for parameter in model.parameters()):
         return
     for module in model.modules():
         if isinstance(module, nn.Linear):

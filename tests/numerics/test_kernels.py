@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import PretrainedConfig
 
 from pgmoe.config import EngineConfig
+from pgmoe.cpu.kernel_tokens import suits
 from pgmoe.cpu.kernels import available
 from pgmoe.engine import assembly, batching
 from pgmoe.engine.engine import Engine
@@ -16,13 +19,14 @@ from pgmoe.kv.gathered import GatheredAttention
 from pgmoe.kv.kernel_attention import KernelAttention
 from pgmoe.models.linear import KernelMatrix
 from pgmoe.request import TokenLogprob
-from tests.support.checkpoints import tiny_model, wide_config
+from tests.support.checkpoints import tiny_model, wide_config, wide_switch_config
 from tests.support.mixtures import alone, play, random_mixture
 
 pytestmark = pytest.mark.skipif(not available(), reason="no CPU with AMX, or built without a compiler")
 
 MOST_ROWS = 64
 """Tokens of a step, all of whose products are by kernels."""
+Answers = dict[str, tuple[TokenLogprob, ...]]
 MIXTURE = random_mixture(3, 24, 120, 150, 12)
 
 
@@ -38,14 +42,14 @@ def engine_of(folder: Path, **options: object) -> Engine:
     return Engine(EngineConfig.parse({"model": str(folder), "device": "cpu", **chunk, **options}))
 
 
-def together(engine: Engine) -> dict[str, tuple[TokenLogprob, ...]]:
+def together(engine: Engine) -> Answers:
     """A mixture's tokens, and what was said of their likelihood."""
     played = play(engine, MIXTURE)
     assert played.most_running > 4
     return {name: tuple(t for p in pieces for t in p.logprobs) for name, pieces in played.pieces.items()}
 
 
-def answers(folder: Path, **options: object) -> dict[str, tuple[TokenLogprob, ...]]:
+def answers(folder: Path, **options: object) -> Answers:
     engine = engine_of(folder, **options)
     try:
         return together(engine)
@@ -57,8 +61,12 @@ def test_they_are_all_in_use(wide: Path) -> None:
     engine = engine_of(wide)
     model = engine.loaded.model
     assert {"KernelLinear", "KernelMixtralRMSNorm"} <= {type(module).__name__ for module in model.modules()}
-    assert sum(isinstance(weight, KernelMatrix) for weight in model.parameters()) == 2
+    assert (
+        sum(isinstance(weight, KernelMatrix) for weight in model.parameters())
+        == model.config.num_hidden_layers
+    )
     assert isinstance(engine._stepper._runner._pages._attention, KernelAttention)  # type: ignore[attr-defined]
+    assert all(suits(layer, model.config.hidden_size) for layer in engine.loaded.layers)
     engine.close()
 
 
@@ -75,13 +83,26 @@ def test_prompts_in_smaller_chunks_and_without_prefixes_get_the_same_bits(wide: 
     assert answers(wide, prefill_chunk=11, prefix_cache=False) == answers(wide)
 
 
-def test_they_round_otherwise_than_torch_and_no_more(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    by_kernels = answers(wide)
+@pytest.mark.parametrize("config", [wide_config(), wide_switch_config()], ids=["decoder", "encoder-decoder"])
+def test_answers_are_as_near_to_exact_ones_as_torchs(
+    config: PretrainedConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(config, torch.bfloat16)
+    model.save_pretrained(tmp_path / "rounded")
+    model.float().save_pretrained(tmp_path / "exact")
+    exact, by_kernels = (answers(tmp_path / name) for name in ("exact", "rounded"))
     monkeypatch.setattr(assembly, "use_kernels", lambda model: None)
     monkeypatch.setattr(batching, "attention_over", GatheredAttention)
     monkeypatch.setattr(tokens.KernelTokens, "takes", staticmethod(lambda *given: False))
-    by_torch = answers(wide)
-    first = [(by_kernels[name][0], by_torch[name][0]) for name in by_torch if by_torch[name]]
-    close = [abs(a.logprob - b.logprob) < 0.05 for a, b in first if a.token_id == b.token_id]
-    assert len(close) > 0.8 * len(first)
-    assert sum(close) > 0.9 * len(close)
+    by_torch = answers(tmp_path / "rounded")
+    assert by_torch != by_kernels, "nobody else computes"
+    (kernels_off, kernels_same), (torch_off, torch_same) = off(by_kernels, exact), off(by_torch, exact)
+    assert kernels_same >= torch_same - 2 > len(exact) / 3  # 16 bits may choose another token or expert
+    assert kernels_off < 1.5 * torch_off
+
+
+def off(found: Answers, exact: Answers) -> tuple[float, int]:
+    """How far off the first token's log-probability is in a middling answer, of so many that have it."""
+    first = [(found[name][0], exact[name][0]) for name in exact if exact[name]]
+    same = [abs(a.logprob - b.logprob) for a, b in first if a.token_id == b.token_id]
+    return statistics.median(same), len(same)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -32,20 +32,16 @@ DTYPES = (torch.float32, torch.bfloat16)
 PROMPTS = Prompts.random(seed=20)
 Resident = Callable[[str, torch.dtype], Run]
 
-every_model = pytest.mark.parametrize(
-    ("family", "dtype"),
-    [(f, d) for f in FAMILIES for d in DTYPES],
-    ids=[f"{f}-{str(d).removeprefix('torch.')}" for f in FAMILIES for d in DTYPES],
-)
 
-some_models = pytest.mark.parametrize(
-    ("family", "dtype"),
-    [
-        (f, d)
-        for f in ("mixtral", "gpt_oss", "deepseek_v3", "switch_transformers", "nllb_moe")
-        for d in DTYPES
-    ],
-)
+def models_of(families: Iterable[str]) -> pytest.MarkDecorator:
+    """A test of each of these families in each type."""
+    models = [(family, dtype) for family in families for dtype in DTYPES]
+    ids = [f"{family}-{str(dtype).removeprefix('torch.')}" for family, dtype in models]
+    return pytest.mark.parametrize(("family", "dtype"), models, ids=ids)
+
+
+every_model = models_of(FAMILIES)
+some_models = models_of(["mixtral", "gpt_oss", "deepseek_v3", "switch_transformers", "nllb_moe"])
 """Of the forms in which experts are stored: apart, fused, transposed, with biases, by names of their own."""
 
 

@@ -234,14 +234,16 @@ def tiny_config(family: str) -> PretrainedConfig:
 
 def wide_config() -> PretrainedConfig:
     """A small Mixtral of widths that all kernels for CPUs take, as no tiny one is; in bfloat16 they do."""
-    return transformers.MixtralConfig(
-        **{**DECODER, "hidden_size": 128, "num_hidden_layers": 2},
-        head_dim=32,
-        intermediate_size=96,
-        num_local_experts=8,
-        num_experts_per_tok=2,
-        sliding_window=24,
-    )
+    config = _mixtral()
+    config.hidden_size, config.head_dim, config.sliding_window = 128, 32, 24
+    return config
+
+
+def wide_switch_config() -> PretrainedConfig:
+    """The same of an encoder-decoder; its own attention has a bias, so they only look at prompts."""
+    config = _CONFIGS["switch_transformers"]()
+    config.d_kv = 32
+    return config
 
 
 def tiny_model(config: PretrainedConfig, dtype: torch.dtype, seed: int = 0) -> PreTrainedModel:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PretrainedConfig
 
 from pgmoe.config import EngineConfig
 from pgmoe.cpu.kernels import available
@@ -21,7 +22,13 @@ from pgmoe.kv.pool import KvPool
 from pgmoe.models.loader import read_plan
 from pgmoe.request import Request, SamplingParams
 from tests.conftest import QuantisedCheckpoints, TinyCheckpoints
-from tests.support.checkpoints import ENCODER_DECODER_FAMILIES, FAMILIES, tiny_model, wide_config
+from tests.support.checkpoints import (
+    ENCODER_DECODER_FAMILIES,
+    FAMILIES,
+    tiny_model,
+    wide_config,
+    wide_switch_config,
+)
 
 CHUNK, NUM_TOKENS, NUM_RUNNING = 32, 96, 4
 NOT_PAGED = ("minimax",)
@@ -167,8 +174,11 @@ def test_a_step_holds_no_more_than_was_predicted_and_not_much_less(
     assert predicted * 0.8 <= most_held(folder) <= predicted
 
 
-def test_a_step_by_kernels_holds_no_more_than_was_predicted_and_not_much_less(tmp_path: Path) -> None:
-    tiny_model(wide_config(), torch.bfloat16).save_pretrained(tmp_path)
+@pytest.mark.parametrize("config", [wide_config(), wide_switch_config()], ids=["decoder", "encoder-decoder"])
+def test_a_step_by_kernels_holds_no_more_than_was_predicted_and_not_much_less(
+    config: PretrainedConfig, tmp_path: Path
+) -> None:
+    tiny_model(config, torch.bfloat16).save_pretrained(tmp_path)
     predicted = dry_run(tmp_path).workspace_bytes(NUM_TOKENS, CHUNK)
     assert predicted * 0.8 <= most_held(tmp_path) <= predicted
 
