@@ -10,6 +10,7 @@
 #include "amx.h"
 #include "attention.h"
 #include "norm.h"
+#include "project.h"
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -25,7 +26,7 @@ typedef struct {
     int64_t num_experts;
 } Sum;
 
-enum { MOST_CHOICES = 64, VERSION = 2 }; /* VERSION: another one where arguments change */
+enum { MOST_CHOICES = 64, VERSION = 3 }; /* VERSION: another one where arguments change */
 
 static WITH_AMX void add_up(const Sum *s, long token) {
     long order[MOST_CHOICES], used = 0;
@@ -93,8 +94,8 @@ static PyObject *multiply_one(PyObject *module, PyObject *args) {
     int threads;
     if (!PyArg_ParseTuple(args, "KKKKKllli", &x, &w, &bias, &y, &scratch, &tokens, &k, &n, &threads)) return NULL;
     uint16_t *packed = address(scratch), *tail = packed + rounded_up(tokens) * k;
-    Product product = {address(w), address(x), address(bias), tail, address(y), NULL, NULL, tokens, (uint32_t *)packed};
-    Batch batch = {&product, 1, k, n, 0};
+    Product product = {address(w), address(x), address(bias), tail, address(y), NULL, NULL, tokens, n, (uint32_t *)packed};
+    Batch batch = {&product, 1, k, 0, 0};
     Py_BEGIN_ALLOW_THREADS;
     if (n % BLOCK) {
         long filled = n % BLOCK * k;
@@ -129,8 +130,8 @@ static void enter(const Tokens *t, int64_t expert, Product *up, Product *down, R
         }
     long padded = rounded_up(tokens);
     uint16_t *packed_x = room->scratch, *packed_h = packed_x + padded * t->d, *u = packed_h + padded * t->i;
-    *up = (Product){up->w, t->x, NULL, NULL, u, room->x_rows, NULL, tokens, (uint32_t *)packed_x};
-    *down = (Product){down->w, u, NULL, NULL, t->y, NULL, room->y_rows, tokens, (uint32_t *)packed_h};
+    *up = (Product){up->w, t->x, NULL, NULL, u, room->x_rows, NULL, tokens, 2 * t->i, (uint32_t *)packed_x};
+    *down = (Product){down->w, u, NULL, NULL, t->y, NULL, room->y_rows, tokens, t->d, (uint32_t *)packed_h};
     *room = (Room){room->x_rows + tokens, room->y_rows + tokens, u + tokens * 2 * t->i};
 }
 
@@ -166,7 +167,7 @@ static PyObject *apply_experts(PyObject *module, PyObject *args) {
         fine = 0;
     }
     if (fine) {
-        Batch batches[] = {{products, (long)count, t.d, 2 * t.i, 0}, {products + count, (long)count, t.i, t.d, 1}};
+        Batch batches[] = {{products, (long)count, t.d, 0, 0}, {products + count, (long)count, t.i, 1, 0}};
         Py_BEGIN_ALLOW_THREADS;
         multiply_in_turn(batches, 2, threads);
         Py_END_ALLOW_THREADS;
@@ -232,12 +233,48 @@ static PyObject *normalise_rows(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* x (T, K), cos and sin (T, D), scratch (T rounded up, K), T, K, D, threads, and of queries, keys and values:
+   (w (N, K), bias (N) or 0, y (.., N), rows (T) int32 of it or 0, N, norm or 0, its width, epsilon, whether rotated) */
+static PyObject *project_all(PyObject *module, PyObject *args) {
+    (void)module;
+    unsigned long long x, cosines, sines, scratch;
+    long tokens, k, width;
+    int threads;
+    PyObject *list;
+    if (!PyArg_ParseTuple(args, "KKKKllliO!", &x, &cosines, &sines, &scratch, &tokens, &k, &width, &threads, &PyTuple_Type,
+                          &list))
+        return NULL;
+    Product products[PARTS];
+    Finish finishes[PARTS];
+    if (PyTuple_Size(list) != PARTS) return PyErr_Format(PyExc_ValueError, "%d parts are wanted", PARTS);
+    for (Py_ssize_t i = 0; i < PARTS; i++) {
+        unsigned long long w, bias, y, rows, norm;
+        long n, norm_width;
+        float epsilon;
+        int rotates;
+        if (!PyArg_ParseTuple(PyTuple_GetItem(list, i), "KKKKlKlfp", &w, &bias, &y, &rows, &n, &norm, &norm_width,
+                              &epsilon, &rotates))
+            return NULL;
+        if (n % BLOCK) return PyErr_Format(PyExc_ValueError, "%ld outputs are no multiple of %d", n, BLOCK);
+        products[i] = (Product){address(w), address(x), address(bias), NULL, address(y), NULL,
+                                address(rows), tokens, n, address(scratch)};
+        finishes[i] = (Finish){address(norm), norm_width, epsilon, rotates};
+    }
+    Rotation rotation = {address(cosines), address(sines), width};
+    Batch batch = {products, PARTS, k, 0, 1};
+    Py_BEGIN_ALLOW_THREADS;
+    project(&batch, finishes, &rotation, threads);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"supported", supported, METH_NOARGS, "Whether this machine can run the others."},
     {"multiply", multiply_one, METH_VARARGS, "See pgmoe.cpu.products."},
     {"apply_experts", apply_experts, METH_VARARGS, "See pgmoe.cpu.kernel_tokens."},
     {"add_up", add_up_choices, METH_VARARGS, "See pgmoe.cpu.kernel_tokens."},
     {"attend", attend_all, METH_VARARGS, "See pgmoe.kv.kernel_attention."},
+    {"project", project_all, METH_VARARGS, "See pgmoe.models.self_attention."},
     {"normalise", normalise_rows, METH_VARARGS, "See pgmoe.models.norm."},
     {NULL, NULL, 0, NULL},
 };

@@ -49,3 +49,15 @@ def attend(
     /,
 ) -> None: ...
 def normalise(x: int, w: int, y: int, tokens: int, width: int, epsilon: float, threads: int, /) -> None: ...
+def project(
+    x: int,
+    cosines: int,
+    sines: int,
+    scratch: int,
+    tokens: int,
+    k: int,
+    width: int,
+    threads: int,
+    parts: tuple[tuple[int, int, int, int, int, int, int, float, bool], ...],
+    /,
+) -> None: ...

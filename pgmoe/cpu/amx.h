@@ -26,14 +26,15 @@ typedef struct {
     const uint16_t *tail;         /* BLOCK rows: the last N % BLOCK of w, filled up; NULL where N is a multiple */
     uint16_t *y;
     const int *x_rows, *y_rows; /* where each token's row is in x and y; NULL: they follow each other */
-    long tokens;
+    long tokens, n;
     uint32_t *packed; /* ceil(T / 16) x (K / 2) x 16 pairs */
 } Product;
 
 typedef struct {
     Product *products;
-    long count, k, n;
-    int gated; /* x is (T, 2 K), of which silu(left half) * right half is taken */
+    long count, k;
+    int gated;  /* x is (T, 2 K), of which silu(left half) * right half is taken */
+    int shared; /* all products are of the same tokens, packed in one place */
 } Batch;
 
 static inline long rounded_up(long tokens) { return (tokens + SIDE - 1) / SIDE * SIDE; }
@@ -116,7 +117,8 @@ static inline WITH_AMX __m512 with_bias(const float *sums, const uint16_t *bias,
 }
 
 /* Round BLOCK sums of up to 16 tokens from `first` on, of which sums has the transpose, and store them. */
-static inline WITH_AMX void store(const float *sums, const Product *p, long n, long n_at, long first) {
+static inline WITH_AMX void store(const float *sums, const Product *p, long n_at, long first) {
+    long n = p->n;
     __m512 in[SIDE], low[SIDE], high[SIDE];
     const uint16_t *bias = p->bias == NULL ? NULL : p->bias + n_at;
     long outputs = n - n_at < BLOCK ? n - n_at : BLOCK;
@@ -160,7 +162,7 @@ static WITH_AMX void configure_tiles(void) {
 
 /* BLOCK outputs of all tokens of a product, from the output n_at on. */
 static WITH_AMX void multiply_block(const Batch *b, const Product *p, long n_at) {
-    long k = b->k, n = b->n;
+    long k = b->k, n = p->n;
     float sums[2][BLOCK * SIDE] __attribute__((aligned(LINE)));
     const uint16_t *w = n_at + BLOCK > n ? p->tail : p->w + n_at * k, *next = n_at + 2 * BLOCK > n ? w : w + BLOCK * k;
     long passes = (p->tokens + BLOCK - 1) / BLOCK;
@@ -185,27 +187,33 @@ static WITH_AMX void multiply_block(const Batch *b, const Product *p, long n_at)
         }
         _tile_stored(0, sums[0], LINE);
         _tile_stored(1, sums[0] + SIDE * SIDE, LINE);
-        store(sums[0], p, n, n_at, at);
+        store(sums[0], p, n_at, at);
         if (!two) continue;
         _tile_stored(2, sums[1], LINE);
         _tile_stored(3, sums[1] + SIDE * SIDE, LINE);
-        store(sums[1], p, n, n_at, at + SIDE);
+        store(sums[1], p, n_at, at + SIDE);
     }
 }
 
 static WITH_AMX void release_tiles(void) { _tile_release(); }
 
+static inline long blocks_of(const Product *p) { return (p->n + BLOCK - 1) / BLOCK; }
+
 /* All products of a batch; called by each thread of a parallel region, with tiles configured. */
 static void multiply(const Batch *b) {
-    long per_product = (b->n + BLOCK - 1) / BLOCK, blocks = b->count * per_product;
-    for (long i = 0; i < b->count; i++) {
+    long blocks = 0, before = 0;
+    for (long i = 0; i < b->count; i++) blocks += blocks_of(b->products + i);
+    for (long i = 0; i < (b->shared ? 1 : b->count); i++) {
         const Product *p = b->products + i;
         long tiles = rounded_up(p->tokens) / SIDE * (b->k / STEP);
 #pragma omp for schedule(static) nowait
         for (long tile = 0; tile < tiles; tile++) pack_tile(b, p, tile);
     }
 #pragma omp barrier
-#pragma omp for schedule(dynamic, 4)
-    for (long i = 0; i < blocks; i++)
-        multiply_block(b, b->products + i / per_product, i % per_product * BLOCK);
+    const Product *p = b->products;
+#pragma omp for schedule(monotonic : dynamic, 4)
+    for (long i = 0; i < blocks; i++) {
+        for (; i - before >= blocks_of(p); p++) before += blocks_of(p);
+        multiply_block(b, p, (i - before) * BLOCK);
+    }
 }

@@ -26,7 +26,7 @@ MOST_WIDTH = 256 if kernels is None else kernels.MOST_WIDTH
 """Of a head, in attention."""
 SIDE = 16 if kernels is None else kernels.SIDE
 """Tokens are packed so many at a time."""
-_VERSION = 2
+_VERSION = 3
 """As in `_kernels.c`."""
 
 

@@ -52,6 +52,8 @@ class PackedTokens:
         """Of each token in its sequence."""
         self.places_T = torch.tensor(places, device=device)
         """In the pool, where each token's keys and values go."""
+        self.rows_T = self.places_T.int()
+        """The same, as kernels take them."""
         self.context_places = torch.tensor(context, dtype=torch.int64, device=device)
         """Where those of the prompts go, segment after segment, while they are written."""
 

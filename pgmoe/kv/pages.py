@@ -40,6 +40,11 @@ class Pages:
         """Keep the pass's own tokens."""
         self._pool.layers[layer].write(self._packed.places_T, keys_THD, values_THV)
 
+    def room(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the pass's own tokens go: the layer's keys (P, H, D), values (P, H, V), and rows (T,) int32."""
+        pages = self._pool.layers[layer]
+        return pages.keys, pages.values, self._packed.rows_T
+
     def write_context(self, layer: int, keys_LHD: Tensor, values_LHV: Tensor) -> None:
         """Keep what the prompts of an encoder-decoder's new sequences left, one after the other."""
         self._pool.layers[layer].write(self._packed.context_places, keys_LHD, values_LHV)

@@ -30,6 +30,10 @@ class AttentionPages(Protocol):
         """Keep (T, H, D) keys and values of the pass's own tokens."""
         ...
 
+    def room(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Where `write` would keep them: in (P, H, D), (P, H, V), each token in its row of these, (T,) int32."""
+        ...
+
     def write_context(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Keep (L, H, D) keys and values of new prompts, for cross-attention."""
         ...

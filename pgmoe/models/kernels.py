@@ -7,14 +7,14 @@ import logging
 from torch import nn
 
 from pgmoe.cpu.kernels import reason
-from pgmoe.models import linear, norm
+from pgmoe.models import linear, norm, self_attention
 from pgmoe.models.moe_blocks import router_of
 
 _logger = logging.getLogger(__name__)
 
 
 def use_kernels(model: nn.Module) -> None:
-    """Linear layers, norms and routers take them where they can. For models that only answer."""
+    """Linear layers, norms, routers and self-attention take them where they can. For models that only answer."""
     if any(not parameter.is_cpu for parameter in model.parameters()):
         return
     if (why := reason()) is not None:
@@ -26,3 +26,5 @@ def use_kernels(model: nn.Module) -> None:
         elif (found := router_of(module)) is not None and not isinstance(found[1], nn.Linear):
             linear.use_kernel_of(found[1])
         norm.use_kernel(module)
+    for module in model.modules():  # which consist of these
+        self_attention.use_kernel(module)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 
-from transformers import PreTrainedModel
+from torch import nn
 
 
-def kv_argument(model: PreTrainedModel) -> str:
-    """Name of `forward`'s argument and of its output's field: `cache`, `past_key_values` before 5.24."""
+def kv_argument(model: nn.Module) -> str:
+    """Name of a model's or layer's `forward`'s argument and of its output's field: `cache`, `past_key_values` before 5.24."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

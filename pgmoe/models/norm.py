@@ -53,6 +53,12 @@ def use_kernel(norm: nn.Module) -> None:
         norm.__class__ = _kernel_class(kind)
 
 
+def is_kernel_norm(norm: nn.Module) -> bool:
+    """Whether it has taken the kernel, for weights that the kernel takes."""
+    weight = getattr(norm, "weight", None)
+    return isinstance(norm, _KernelNorm) and isinstance(weight, Tensor) and _takes(weight, weight)
+
+
 def _takes(x: Tensor, weight: Tensor) -> bool:
     return (
         x.dtype is torch.bfloat16

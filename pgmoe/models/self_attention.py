@@ -1,0 +1,164 @@
+"""Self-attention over pages whose queries, keys and values are made by one kernel of our own (`cpu/project.h`).
+
+What lies between the products (views, norms, rotary embedding, copies to the pages) takes torch longer than they
+take, where there are few tokens. Shape letters: T tokens, Q query heads, D width of a head, C of the model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pgmoe.attention_rule import AttentionRule
+from pgmoe.cpu import products
+from pgmoe.cpu.kernels import BLOCK, kernels, padded
+from pgmoe.models.attention import MaskRule, PagedCache
+from pgmoe.models.attention_trial import tell
+from pgmoe.models.linear import KernelLinear
+from pgmoe.models.norm import is_kernel_norm
+
+_logger = logging.getLogger(__name__)
+_PARTS = {"self", "kwargs", "hidden_states", "position_embeddings", "attention_mask", "cache", "past_key_values"}
+"""What a forward may take. `position_ids` among them may change queries far from the beginning."""
+
+
+class _KernelSelfAttention(nn.Module):
+    """Mixed into a family's attention, whose own forward does what the kernel cannot."""
+
+    projections: Projections
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Of hidden_states (1, T, C), with cos and sin (1, T, D) as position_embeddings. See the family's."""
+        if args or not self.projections.take(**kwargs):
+            return super().forward(*args, **kwargs)
+        return self.projections.attend(**kwargs), None
+
+
+@dataclass(frozen=True)
+class Projections:
+    """What one layer makes of its tokens, and how it attends."""
+
+    layer: Any
+    rule: AttentionRule
+    """But for what is visible."""
+
+    def take(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: object,
+        attention_mask: object,
+        paged: PagedCache | None = None,
+        **_: object,
+    ) -> bool:
+        """Whether a call is one for the kernel."""
+        return (
+            paged is not None
+            and isinstance(attention_mask, MaskRule)
+            and isinstance(position_embeddings, tuple)
+            and not torch.is_grad_enabled()
+            and len(hidden_states) == 1
+            and products.takes(hidden_states, self.layer.q_proj.weight)
+            and all(self._turns(part, hidden_states) for part in position_embeddings)
+        )
+
+    def attend(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: MaskRule,
+        paged: PagedCache,
+        **_: object,
+    ) -> Tensor:
+        """(1, T, C)."""
+        layer, (_, num_tokens, num_inputs) = self.layer, hidden_states.shape
+        width, index = layer.head_dim, layer.layer_idx
+        keys_PHD, values_PHV, rows_T = paged.pages.room(index)
+        queries_TQD = hidden_states.new_empty(num_tokens, len(layer.q_proj.weight) // width, width)
+        scratch = hidden_states.new_empty(padded(num_tokens) * num_inputs)
+        cos_1TD, sin_1TD = position_embeddings
+        kernels.project(
+            hidden_states.data_ptr(),
+            cos_1TD.data_ptr(),
+            sin_1TD.data_ptr(),
+            scratch.data_ptr(),
+            num_tokens,
+            num_inputs,
+            width,
+            torch.get_num_threads(),
+            (
+                _part(layer.q_proj, queries_TQD, 0, getattr(layer, "q_norm", None), rotates=True),
+                _part(layer.v_proj, values_PHV, rows_T.data_ptr(), None, rotates=False),
+                _part(layer.k_proj, keys_PHD, rows_T.data_ptr(), getattr(layer, "k_norm", None), rotates=True),
+            ),
+        )
+        attended = paged.pages.attend(index, queries_TQD, replace(self.rule, visible=attention_mask))
+        out: Tensor = layer.o_proj(attended.view(1, num_tokens, -1))
+        return out
+
+    def _turns(self, part: Tensor, hidden_1TC: Tensor) -> bool:
+        """Whether these are cosines or sines that the kernel takes."""
+        shape = 1, hidden_1TC.shape[1], self.layer.head_dim
+        return part.shape == shape and part.dtype is torch.bfloat16 and part.is_contiguous()
+
+
+def use_kernel(layer: nn.Module) -> None:
+    """Have it take the kernel, where a trial shows that this changes nothing; any other module stays.
+
+    Its linear layers and norms have to have been given their kernels.
+    """
+    if isinstance(layer, _KernelSelfAttention) or not _has_parts(layer):
+        return
+    kind: Any = type(layer)
+    try:
+        _swap(layer)
+    except Exception as error:  # whatever it takes: it is no plain self-attention
+        layer.__class__ = kind
+        _logger.debug("%s is no plain self-attention: %r", kind.__name__, error)
+
+
+def _part(layer: Any, out: Tensor, rows: int, norm: Any, *, rotates: bool) -> tuple[Any, ...]:
+    """One product, and what follows it."""
+    of_norm = (0, 0, 0.0) if norm is None else (norm.weight.data_ptr(), len(norm.weight), norm.variance_epsilon)
+    bias = 0 if layer.bias is None else layer.bias.data_ptr()
+    return layer.weight.data_ptr(), bias, out.data_ptr(), rows, len(layer.weight), *of_norm, rotates
+
+
+def _has_parts(layer: Any) -> bool:
+    """Whether all that it consists of is known, and it is called with nothing else."""
+    products_ = [getattr(layer, name, None) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    norms = [norm for name in ("q_norm", "k_norm") if (norm := getattr(layer, name, None)) is not None]
+    return (
+        all(isinstance(part, KernelLinear) and part.weight.dtype is torch.bfloat16 for part in products_)
+        and all(is_kernel_norm(norm) for norm in norms)
+        and isinstance(width := getattr(layer, "head_dim", None), int)
+        and width % BLOCK == 0
+        and _PARTS.issuperset(inspect.signature(type(layer).forward).parameters)
+    )
+
+
+def _swap(layer: Any) -> None:
+    """To the class with the kernel. Raises where it does not do as before, or anything that its forward does."""
+    heads = len(layer.k_proj.weight) // layer.head_dim
+    shape = heads, layer.head_dim, len(layer.v_proj.weight) // heads
+    before = tell(layer, *shape)
+    sinks = before.rule.sinks
+    if before.rule.bias is not None or before.rule.expand is not None:
+        raise ValueError("it attends by a rule of its own")
+    if sinks is not None and not any(sinks is parameter for parameter in layer.parameters()):
+        raise ValueError("its sinks are made anew")
+    layer.projections = Projections(layer, before.rule)
+    layer.__class__ = _kernel_class(type(layer))
+    if not tell(layer, *shape).same(before):
+        raise ValueError("the kernel gives something else")
+
+
+@cache
+def _kernel_class(kind: Any) -> Any:
+    """A subclass, so that transformers' hooks on layers of this class still find it."""
+    return type(f"Kernel{kind.__name__}", (_KernelSelfAttention, kind), {"__module__": kind.__module__})
