@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -180,11 +181,26 @@ class ExpertLayer:
         """Experts in this layer."""
         return len(self.extents)
 
-    @property
+    @cached_property
     def up_width(self) -> int:
         """Outputs of an expert's first projection: 2I or I."""
         (up,) = (r.shape for r in self.layout.regions if r.name == "up")
         return up[1 if self.ffn.transposed else 0]
+
+    @cached_property
+    def swiglu_widths(self) -> tuple[int, int] | None:
+        """(D, I) where its experts are bfloat16 as they are stored, and SwiGLU and nothing else."""
+        shapes = {region.name: region.shape for region in self.layout.regions}
+        plain = (
+            self.encoding == "plain"
+            and self.dtype is torch.bfloat16
+            and self.ffn.swiglu
+            and not self.ffn.transposed
+            and self.ffn.post_norm is None
+            and self.ffn.output_scale == 1.0
+            and shapes.keys() == {"up", "down"}
+        )
+        return (shapes["down"][0], shapes["down"][1]) if plain else None
 
     @property
     def dtype(self) -> torch.dtype:

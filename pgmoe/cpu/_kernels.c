@@ -11,6 +11,7 @@
 #include "attention.h"
 #include "norm.h"
 #include "project.h"
+#include "route.h"
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -85,6 +86,16 @@ static PyObject *supported(PyObject *module, PyObject *nothing) {
 
 static void *address(unsigned long long number) { return (void *)(uintptr_t)number; }
 
+/* Where outputs are no multiple of BLOCK, the last ones' weights, filled up: after the packed tokens. */
+static void fill_tail(Product *p, long k) {
+    uint16_t *tail = (uint16_t *)p->packed + rounded_up(p->tokens) * k;
+    long filled = p->n % BLOCK * k;
+    if (!filled) return;
+    memcpy(tail, p->w + p->n / BLOCK * BLOCK * k, (size_t)filled * sizeof *tail);
+    memset(tail + filled, 0, (size_t)(BLOCK * k - filled) * sizeof *tail);
+    p->tail = tail;
+}
+
 /* x (T, K), w (N, K), bias (N) or 0, y (T, N), scratch (T rounded up, K) and (BLOCK, K) more unless N is a multiple of
    BLOCK, T, K, N, threads */
 static PyObject *multiply_one(PyObject *module, PyObject *args) {
@@ -93,15 +104,10 @@ static PyObject *multiply_one(PyObject *module, PyObject *args) {
     long tokens, k, n;
     int threads;
     if (!PyArg_ParseTuple(args, "KKKKKllli", &x, &w, &bias, &y, &scratch, &tokens, &k, &n, &threads)) return NULL;
-    uint16_t *packed = address(scratch), *tail = packed + rounded_up(tokens) * k;
-    Product product = {address(w), address(x), address(bias), tail, address(y), NULL, NULL, tokens, n, (uint32_t *)packed};
+    Product product = {address(w), address(x), address(bias), NULL, address(y), NULL, NULL, tokens, n, address(scratch)};
     Batch batch = {&product, 1, k, 0, 0};
     Py_BEGIN_ALLOW_THREADS;
-    if (n % BLOCK) {
-        long filled = n % BLOCK * k;
-        memcpy(tail, product.w + n / BLOCK * BLOCK * k, (size_t)filled * sizeof *tail);
-        memset(tail + filled, 0, (size_t)(BLOCK * k - filled) * sizeof *tail);
-    }
+    fill_tail(&product, k);
     multiply_in_turn(&batch, 1, threads);
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
@@ -268,6 +274,29 @@ static PyObject *project_all(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* As multiply's, of which y are the logits, and weights (T, choices) float32, ids (T, choices) int64, choices, whether
+   the weights are normalised, before threads */
+static PyObject *route_all(PyObject *module, PyObject *args) {
+    (void)module;
+    unsigned long long x, w, bias, y, scratch, weights, ids;
+    long tokens, k, n;
+    Choice choice;
+    int threads;
+    if (!PyArg_ParseTuple(args, "KKKKKlllKKlpi", &x, &w, &bias, &y, &scratch, &tokens, &k, &n, &weights, &ids, &choice.k,
+                          &choice.normalises, &threads))
+        return NULL;
+    if (n > MOST_EXPERTS || choice.k > n)
+        return PyErr_Format(PyExc_ValueError, "%ld of %ld experts, of which at most %d", choice.k, n, MOST_EXPERTS);
+    Product product = {address(w), address(x), address(bias), NULL, address(y), NULL, NULL, tokens, n, address(scratch)};
+    Batch batch = {&product, 1, k, 0, 0};
+    choice.weights = address(weights), choice.ids = address(ids);
+    Py_BEGIN_ALLOW_THREADS;
+    fill_tail(&product, k);
+    route(&batch, &choice, threads);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"supported", supported, METH_NOARGS, "Whether this machine can run the others."},
     {"multiply", multiply_one, METH_VARARGS, "See pgmoe.cpu.products."},
@@ -275,6 +304,7 @@ static PyMethodDef methods[] = {
     {"add_up", add_up_choices, METH_VARARGS, "See pgmoe.cpu.kernel_tokens."},
     {"attend", attend_all, METH_VARARGS, "See pgmoe.kv.kernel_attention."},
     {"project", project_all, METH_VARARGS, "See pgmoe.models.self_attention."},
+    {"route", route_all, METH_VARARGS, "See pgmoe.models.kernel_router."},
     {"normalise", normalise_rows, METH_VARARGS, "See pgmoe.models.norm."},
     {NULL, NULL, 0, NULL},
 };
@@ -288,6 +318,7 @@ PyMODINIT_FUNC PyInit__kernels(void) {
     int failed = PyModule_AddIntConstant(module, "VERSION", VERSION) || PyModule_AddIntConstant(module, "SIDE", SIDE) ||
                  PyModule_AddIntConstant(module, "BLOCK", BLOCK) ||
                  PyModule_AddIntConstant(module, "MOST_CHOICES", MOST_CHOICES) ||
+                 PyModule_AddIntConstant(module, "MOST_EXPERTS", MOST_EXPERTS) ||
                  PyModule_AddIntConstant(module, "MOST_WIDTH", MOST_WIDTH);
     if (!failed) return module;
     Py_DecRef(module);

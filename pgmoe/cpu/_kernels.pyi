@@ -4,6 +4,7 @@ VERSION: int
 SIDE: int
 BLOCK: int
 MOST_CHOICES: int
+MOST_EXPERTS: int
 MOST_WIDTH: int
 
 def supported() -> bool: ...
@@ -59,5 +60,21 @@ def project(
     width: int,
     threads: int,
     parts: tuple[tuple[int, int, int, int, int, int, int, float, bool], ...],
+    /,
+) -> None: ...
+def route(
+    x: int,
+    w: int,
+    bias: int,
+    logits: int,
+    scratch: int,
+    tokens: int,
+    k: int,
+    n: int,
+    weights: int,
+    ids: int,
+    choices: int,
+    normalises: bool,
+    threads: int,
     /,
 ) -> None: ...

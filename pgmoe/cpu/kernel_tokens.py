@@ -96,19 +96,9 @@ class KernelTokens:
 
 
 def suits(layer: ExpertLayer, width: int) -> bool:
-    """Whether its experts are what the kernels compute, plain bfloat16 SwiGLU, of tokens of this width."""
-    ffn, shapes = layer.ffn, {region.name: region.shape for region in layer.layout.regions}
-    return (
-        layer.encoding == "plain"
-        and layer.dtype is torch.bfloat16
-        and ffn.swiglu
-        and not ffn.transposed
-        and ffn.post_norm is None
-        and ffn.output_scale == 1.0
-        and shapes.keys() == {"up", "down"}
-        and shapes["up"][1] == width
-        and not any(n % BLOCK for shape in shapes.values() for n in shape)
-    )
+    """Whether its experts are what the kernels compute, of tokens of this width."""
+    widths = layer.swiglu_widths
+    return widths is not None and widths[0] == width and not (width % BLOCK or widths[1] % BLOCK)
 
 
 def most_rows(layer: ExpertLayer, num_tokens: int, top_k: int) -> int:

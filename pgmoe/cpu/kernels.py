@@ -13,13 +13,16 @@ except ImportError as error:
     _missing = f"not built when pgmoe was installed, which takes a C compiler ({error})"
 
 __all__ = [
-    "BLOCK", "MOST_CHOICES", "MOST_TOKENS", "MOST_WIDTH", "SIDE", "available", "kernels", "padded", "reason",
+    "BLOCK", "MOST_CHOICES", "MOST_EXPERTS", "MOST_TOKENS", "MOST_WIDTH", "SIDE", "available", "kernels",
+    "padded", "reason",
 ]  # fmt: skip
 
 BLOCK = 32 if kernels is None else kernels.BLOCK
 """What a token has of inputs is a multiple of it."""
 MOST_CHOICES = 64 if kernels is None else kernels.MOST_CHOICES
 """Experts of one token."""
+MOST_EXPERTS = 1024 if kernels is None else kernels.MOST_EXPERTS
+"""Of a layer, for its router."""
 MOST_TOKENS = 64
 """Of a dense product. For more, torch's library multiplies faster."""
 MOST_WIDTH = 256 if kernels is None else kernels.MOST_WIDTH

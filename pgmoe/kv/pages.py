@@ -41,7 +41,7 @@ class Pages:
         self._pool.layers[layer].write(self._packed.places_T, keys_THD, values_THV)
 
     def room(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the pass's own tokens go: the layer's keys (P, H, D), values (P, H, V), and rows (T,) int32."""
+        """Where the pass's own tokens go: the layer's keys (P, H, D), values (P, H, V), rows (T,) int32."""
         pages = self._pool.layers[layer]
         return pages.keys, pages.values, self._packed.rows_T
 

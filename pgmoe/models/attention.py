@@ -31,7 +31,7 @@ class AttentionPages(Protocol):
         ...
 
     def room(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Where `write` would keep them: in (P, H, D), (P, H, V), each token in its row of these, (T,) int32."""
+        """Where `write` keeps them: in (P, H, D) and (P, H, V), each token in its row, (T,) int32."""
         ...
 
     def write_context(self, layer: int, keys: Tensor, values: Tensor) -> None:

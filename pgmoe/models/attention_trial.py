@@ -1,12 +1,13 @@
 """One call of a self-attention layer on tokens made for it: what it tells its pages, and what it gives.
 
-Shape letters: T tokens, Q query heads, H heads of keys and values, D width of keys, V of values, C of the model.
+Shape letters: T tokens, Q query heads, H heads of keys and values, D width of keys, V of values, C of the
+model.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +25,15 @@ _POSITIONS = (0, 1, 5_000, 100_000, 2_000_000)
 class Told:
     """What came of it."""
 
-    keys_THD: Tensor
-    values_THV: Tensor
-    queries_TQD: Tensor
+    keys: Tensor
+    """(T, H, D)."""
+    values: Tensor
+    """(T, H, V)."""
+    queries: Tensor
+    """(T, Q, D)."""
     rule: AttentionRule
-    out_1TC: Tensor
+    out: Tensor
+    """(1, T, C)."""
 
     def same(self, other: Told) -> bool:
         """To the bit."""
@@ -36,7 +41,7 @@ class Told:
         return self.rule == other.rule and all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        return self.keys_THD, self.values_THV, self.queries_TQD, self.out_1TC
+        return self.keys, self.values, self.queries, self.out
 
 
 _MASK = MaskRule(lambda *_: torch.ones((), dtype=torch.bool))

@@ -7,14 +7,14 @@ import logging
 from torch import nn
 
 from pgmoe.cpu.kernels import reason
-from pgmoe.models import linear, norm, self_attention
+from pgmoe.models import kernel_router, linear, norm, self_attention
 from pgmoe.models.moe_blocks import router_of
 
 _logger = logging.getLogger(__name__)
 
 
 def use_kernels(model: nn.Module) -> None:
-    """Linear layers, norms, routers and self-attention take them where they can. For models that only answer."""
+    """Linear layers, norms, routers and self-attention take them where they can; for models that only answer."""
     if any(not parameter.is_cpu for parameter in model.parameters()):
         return
     if (why := reason()) is not None:
@@ -25,6 +25,7 @@ def use_kernels(model: nn.Module) -> None:
             linear.use_kernel(module)
         elif (found := router_of(module)) is not None and not isinstance(found[1], nn.Linear):
             linear.use_kernel_of(found[1])
+            kernel_router.use_kernel(found[1])
         norm.use_kernel(module)
     for module in model.modules():  # which consist of these
         self_attention.use_kernel(module)

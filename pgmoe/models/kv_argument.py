@@ -8,5 +8,5 @@ from torch import nn
 
 
 def kv_argument(model: nn.Module) -> str:
-    """Name of a model's or layer's `forward`'s argument and of its output's field: `cache`, `past_key_values` before 5.24."""
+    """Name of `forward`'s argument, and of a model's output's field: `cache`, `past_key_values` before 5.24."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

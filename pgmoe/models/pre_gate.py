@@ -157,6 +157,14 @@ def gate_map(stacks: Sequence[Sequence[MoEBlock]], level: int) -> dict[MoEBlock,
     }
 
 
+def swap_family(router: nn.Module, make: Callable[[Any], Any]) -> None:
+    """Give a router another class than its family's, made of that; if it is pre-gated, it stays so."""
+    kind: Any = type(router)
+    is_pre_gated = issubclass(kind, PreGatedRouter)
+    made = make(kind.__bases__[-1] if is_pre_gated else kind)
+    router.__class__ = _pre_gated_class(made) if is_pre_gated else made
+
+
 def _kind(model: PreTrainedModel, stack: str) -> str:
     return "encoder" if model.config.is_encoder_decoder and "encoder" in stack.split(".") else "decoder"
 

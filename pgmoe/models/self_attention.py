@@ -1,14 +1,14 @@
-"""Self-attention over pages whose queries, keys and values are made by one kernel of our own (`cpu/project.h`).
+"""Self-attention over pages whose queries, keys and values one kernel of our own makes (`cpu/project.h`).
 
-What lies between the products (views, norms, rotary embedding, copies to the pages) takes torch longer than they
-take, where there are few tokens. Shape letters: T tokens, Q query heads, D width of a head, C of the model.
+What lies between the products (views, norms, rotary embedding, copies to the pages) takes torch longer than
+they do, where there are few tokens. Shape letters: T tokens, Q query heads, D width of a head, C of the model.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -24,8 +24,10 @@ from pgmoe.models.linear import KernelLinear
 from pgmoe.models.norm import is_kernel_norm
 
 _logger = logging.getLogger(__name__)
-_PARTS = {"self", "kwargs", "hidden_states", "position_embeddings", "attention_mask", "cache", "past_key_values"}
-"""What a forward may take. `position_ids` among them may change queries far from the beginning."""
+_ARGUMENTS = {
+    "self", "hidden_states", "position_embeddings", "attention_mask", "cache", "past_key_values", "kwargs",
+}  # fmt: skip
+"""What a forward may take. By positions it might do otherwise in places where nobody tries."""
 
 
 class _KernelSelfAttention(nn.Module):
@@ -92,12 +94,13 @@ class Projections:
             width,
             torch.get_num_threads(),
             (
-                _part(layer.q_proj, queries_TQD, 0, getattr(layer, "q_norm", None), rotates=True),
-                _part(layer.v_proj, values_PHV, rows_T.data_ptr(), None, rotates=False),
-                _part(layer.k_proj, keys_PHD, rows_T.data_ptr(), getattr(layer, "k_norm", None), rotates=True),
+                _part(layer.q_proj, queries_TQD, None, getattr(layer, "q_norm", None), rotates=True),
+                _part(layer.v_proj, values_PHV, rows_T, None, rotates=False),
+                _part(layer.k_proj, keys_PHD, rows_T, getattr(layer, "k_norm", None), rotates=True),
             ),
         )
-        attended = paged.pages.attend(index, queries_TQD, replace(self.rule, visible=attention_mask))
+        rule = AttentionRule(attention_mask, self.rule.scale, self.rule.sinks)
+        attended = paged.pages.attend(index, queries_TQD, rule)
         out: Tensor = layer.o_proj(attended.view(1, num_tokens, -1))
         return out
 
@@ -122,11 +125,18 @@ def use_kernel(layer: nn.Module) -> None:
         _logger.debug("%s is no plain self-attention: %r", kind.__name__, error)
 
 
-def _part(layer: Any, out: Tensor, rows: int, norm: Any, *, rotates: bool) -> tuple[Any, ...]:
+def _part(layer: Any, out: Tensor, rows_T: Tensor | None, norm: Any, *, rotates: bool) -> tuple[Any, ...]:
     """One product, and what follows it."""
-    of_norm = (0, 0, 0.0) if norm is None else (norm.weight.data_ptr(), len(norm.weight), norm.variance_epsilon)
-    bias = 0 if layer.bias is None else layer.bias.data_ptr()
-    return layer.weight.data_ptr(), bias, out.data_ptr(), rows, len(layer.weight), *of_norm, rotates
+    weight, bias = layer.weight, layer.bias
+    return (
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        0 if rows_T is None else rows_T.data_ptr(),
+        len(weight),
+        *((0, 0, 0.0) if norm is None else (norm.weight.data_ptr(), len(norm.weight), norm.variance_epsilon)),
+        rotates,
+    )
 
 
 def _has_parts(layer: Any) -> bool:
@@ -138,12 +148,13 @@ def _has_parts(layer: Any) -> bool:
         and all(is_kernel_norm(norm) for norm in norms)
         and isinstance(width := getattr(layer, "head_dim", None), int)
         and width % BLOCK == 0
-        and _PARTS.issuperset(inspect.signature(type(layer).forward).parameters)
+        and _ARGUMENTS.issuperset(inspect.signature(type(layer).forward).parameters)
     )
 
 
 def _swap(layer: Any) -> None:
-    """To the class with the kernel. Raises where it does not do as before, or anything that its forward does."""
+    """To the class with the kernel. Raises where this changes something, or what its forward raises."""
+    kind: Any = type(layer)
     heads = len(layer.k_proj.weight) // layer.head_dim
     shape = heads, layer.head_dim, len(layer.v_proj.weight) // heads
     before = tell(layer, *shape)
@@ -153,7 +164,7 @@ def _swap(layer: Any) -> None:
     if sinks is not None and not any(sinks is parameter for parameter in layer.parameters()):
         raise ValueError("its sinks are made anew")
     layer.projections = Projections(layer, before.rule)
-    layer.__class__ = _kernel_class(type(layer))
+    layer.__class__ = _kernel_class(kind)
     if not tell(layer, *shape).same(before):
         raise ValueError("the kernel gives something else")
 
