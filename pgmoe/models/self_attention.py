@@ -1,7 +1,8 @@
 """Self-attention over pages whose queries, keys and values one kernel of our own makes (`cpu/project.h`).
 
 What lies between the products (views, norms, rotary embedding, copies to the pages) takes torch longer than
-they do, where there are few tokens. Shape letters: T tokens, Q query heads, D width of a head, C of the model.
+they do, where there are few tokens. Shape letters: T tokens, Q query heads, D width of a head, C of the
+model.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Projections:
         **_: object,
     ) -> Tensor:
         """(1, T, C)."""
-        layer, (_, num_tokens, num_inputs) = self.layer, hidden_states.shape
+        layer, num_tokens, num_inputs = self.layer, *hidden_states.shape[1:]
         width, index = layer.head_dim, layer.layer_idx
         keys_PHD, values_PHV, rows_T = paged.pages.room(index)
         queries_TQD = hidden_states.new_empty(num_tokens, len(layer.q_proj.weight) // width, width)
