@@ -88,7 +88,7 @@ static void *address(unsigned long long number) { return (void *)(uintptr_t)numb
 
 /* Where outputs are no multiple of BLOCK, the last ones' weights, filled up: after the packed tokens. */
 static void fill_tail(Product *p, long k) {
-    uint16_t *tail = (uint16_t *)p->packed + rounded_up(p->tokens) * k;
+    uint16_t *tail = (uint16_t *)p->packed + rounded_up(p->tokens < SLAB ? p->tokens : SLAB) * k;
     long filled = p->n % BLOCK * k;
     if (!filled) return;
     memcpy(tail, p->w + p->n / BLOCK * BLOCK * k, (size_t)filled * sizeof *tail);
@@ -96,8 +96,8 @@ static void fill_tail(Product *p, long k) {
     p->tail = tail;
 }
 
-/* x (T, K), w (N, K), bias (N) or 0, y (T, N), scratch (T rounded up, K) and (BLOCK, K) more unless N is a multiple of
-   BLOCK, T, K, N, threads */
+/* x (T, K), w (N, K), bias (N) or 0, y (T, N), scratch (T rounded up, but at most SLAB, K) and (BLOCK, K) more unless N
+   is a multiple of BLOCK, T, K, N, threads */
 static PyObject *multiply_one(PyObject *module, PyObject *args) {
     (void)module;
     unsigned long long x, w, bias, y, scratch;
@@ -105,10 +105,13 @@ static PyObject *multiply_one(PyObject *module, PyObject *args) {
     int threads;
     if (!PyArg_ParseTuple(args, "KKKKKllli", &x, &w, &bias, &y, &scratch, &tokens, &k, &n, &threads)) return NULL;
     Product product = {address(w), address(x), address(bias), NULL, address(y), NULL, NULL, tokens, n, address(scratch)};
-    Batch batch = {&product, 1, k, 0, 0};
     Py_BEGIN_ALLOW_THREADS;
     fill_tail(&product, k);
-    multiply_in_turn(&batch, 1, threads);
+    for (long first = 0; first < tokens; first += SLAB) {
+        Product part = slab(&product, first, k);
+        Batch batch = {&part, 1, k, 0, 0};
+        multiply_in_turn(&batch, 1, threads);
+    }
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
 }
@@ -239,7 +242,7 @@ static PyObject *normalise_rows(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* x (T, K), cos and sin (T, D), scratch (T rounded up, K), T, K, D, threads, and of queries, keys and values:
+/* x (T, K), cos and sin (T, D), scratch as multiply's, T, K, D, threads, and of queries, keys and values:
    (w (N, K), bias (N) or 0, y (.., N), rows (T) int32 of it or 0, N, norm or 0, its width, epsilon, whether rotated) */
 static PyObject *project_all(PyObject *module, PyObject *args) {
     (void)module;
@@ -267,9 +270,8 @@ static PyObject *project_all(PyObject *module, PyObject *args) {
         finishes[i] = (Finish){address(norm), norm_width, epsilon, rotates};
     }
     Rotation rotation = {address(cosines), address(sines), width};
-    Batch batch = {products, PARTS, k, 0, 1};
     Py_BEGIN_ALLOW_THREADS;
-    project(&batch, finishes, &rotation, threads);
+    project(products, k, finishes, &rotation, threads);
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
 }
@@ -288,11 +290,10 @@ static PyObject *route_all(PyObject *module, PyObject *args) {
     if (n > MOST_EXPERTS || choice.k > n)
         return PyErr_Format(PyExc_ValueError, "%ld of %ld experts, of which at most %d", choice.k, n, MOST_EXPERTS);
     Product product = {address(w), address(x), address(bias), NULL, address(y), NULL, NULL, tokens, n, address(scratch)};
-    Batch batch = {&product, 1, k, 0, 0};
     choice.weights = address(weights), choice.ids = address(ids);
     Py_BEGIN_ALLOW_THREADS;
     fill_tail(&product, k);
-    route(&batch, &choice, threads);
+    route(&product, k, &choice, threads);
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
 }
@@ -316,6 +317,7 @@ PyMODINIT_FUNC PyInit__kernels(void) {
     PyObject *module = PyModule_Create(&definition);
     if (module == NULL) return NULL;
     int failed = PyModule_AddIntConstant(module, "VERSION", VERSION) || PyModule_AddIntConstant(module, "SIDE", SIDE) ||
+                 PyModule_AddIntConstant(module, "SLAB", SLAB) ||
                  PyModule_AddIntConstant(module, "BLOCK", BLOCK) ||
                  PyModule_AddIntConstant(module, "MOST_CHOICES", MOST_CHOICES) ||
                  PyModule_AddIntConstant(module, "MOST_EXPERTS", MOST_EXPERTS) ||

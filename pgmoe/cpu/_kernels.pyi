@@ -2,6 +2,7 @@
 
 VERSION: int
 SIDE: int
+SLAB: int
 BLOCK: int
 MOST_CHOICES: int
 MOST_EXPERTS: int

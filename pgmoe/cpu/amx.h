@@ -19,7 +19,8 @@
 
 #define WITH_AMX __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
 
-enum { SIDE = 16, BLOCK = 2 * SIDE, STEP = BLOCK, LINE = 64 };
+/* SLAB: tokens of a dense product that are packed at a time, as many as stay in a cache while weights go by. */
+enum { SIDE = 16, BLOCK = 2 * SIDE, STEP = BLOCK, LINE = 64, SLAB = 256 };
 
 typedef struct {
     const uint16_t *w, *x, *bias; /* bias: NULL where there is none */
@@ -38,6 +39,16 @@ typedef struct {
 } Batch;
 
 static inline long rounded_up(long tokens) { return (tokens + SIDE - 1) / SIDE * SIDE; }
+
+/* The product of SLAB tokens from `first` on, or of what is left; x has one row after the other. */
+static inline Product slab(const Product *p, long first, long k) {
+    Product part = *p;
+    part.x += first * k;
+    if (p->y_rows == NULL) part.y += first * p->n;
+    else part.y_rows += first;
+    part.tokens = p->tokens - first < SLAB ? p->tokens - first : SLAB;
+    return part;
+}
 
 /* out[i][j] = in[j][i], 16 x 16 numbers of 32 bits. */
 static inline WITH_AMX void transpose(const __m512 in[SIDE], __m512 out[SIDE]) {
@@ -197,6 +208,8 @@ static WITH_AMX void multiply_block(const Batch *b, const Product *p, long n_at)
 
 static WITH_AMX void release_tiles(void) { _tile_release(); }
 
+enum { MANY = 64 }; /* blocks, of which a thread takes some one after another, so that it reads ahead of itself */
+
 static inline long blocks_of(const Product *p) { return (p->n + BLOCK - 1) / BLOCK; }
 
 /* All products of a batch; called by each thread of a parallel region, with tiles configured. */
@@ -211,7 +224,8 @@ static void multiply(const Batch *b) {
     }
 #pragma omp barrier
     const Product *p = b->products;
-#pragma omp for schedule(monotonic : dynamic, 4)
+    int at_a_time = blocks < MANY ? 1 : 4;
+#pragma omp for schedule(monotonic : dynamic, at_a_time)
     for (long i = 0; i < blocks; i++) {
         for (; i - before >= blocks_of(p); p++) before += blocks_of(p);
         multiply_block(b, p, (i - before) * BLOCK);

@@ -13,7 +13,7 @@ except ImportError as error:
     _missing = f"not built when pgmoe was installed, which takes a C compiler ({error})"
 
 __all__ = [
-    "BLOCK", "MOST_CHOICES", "MOST_EXPERTS", "MOST_TOKENS", "MOST_WIDTH", "SIDE", "available", "kernels",
+    "BLOCK", "MOST_CHOICES", "MOST_EXPERTS", "MOST_WIDTH", "SIDE", "SLAB", "available", "kernels",
     "padded", "reason",
 ]  # fmt: skip
 
@@ -23,12 +23,12 @@ MOST_CHOICES = 64 if kernels is None else kernels.MOST_CHOICES
 """Experts of one token."""
 MOST_EXPERTS = 1024 if kernels is None else kernels.MOST_EXPERTS
 """Of a layer, for its router."""
-MOST_TOKENS = 64
-"""Of a dense product. For more, torch's library multiplies faster."""
 MOST_WIDTH = 256 if kernels is None else kernels.MOST_WIDTH
 """Of a head, in attention."""
 SIDE = 16 if kernels is None else kernels.SIDE
 """Tokens are packed so many at a time."""
+SLAB = 256 if kernels is None else kernels.SLAB
+"""Tokens that a dense product packs at a time."""
 _VERSION = 3
 """As in `_kernels.c`."""
 

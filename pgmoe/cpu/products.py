@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pgmoe.cpu.kernels import BLOCK, MOST_TOKENS, available, kernels, padded
+from pgmoe.cpu.kernels import BLOCK, SLAB, available, kernels, padded
 
 
 def takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
@@ -25,7 +25,7 @@ def takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         and x.is_cpu
         and weight.is_cpu
         and x.shape[-1:] == (num_inputs,)
-        and 0 < x.numel() <= MOST_TOKENS * num_inputs
+        and x.numel() > 0
         and num_inputs % BLOCK == 0
         and x.is_contiguous()
         and weight.is_contiguous()
@@ -64,4 +64,4 @@ def multiply(x: Tensor, weight: Tensor, out: Tensor, bias: Tensor | None = None)
 
 def packed_rows(num_tokens: int, num_outputs: int) -> int:
     """Rows of inputs that a product packs: its tokens', and those of weights that fill no block."""
-    return padded(num_tokens) + (BLOCK if num_outputs % BLOCK else 0)
+    return padded(min(num_tokens, SLAB)) + (BLOCK if num_outputs % BLOCK else 0)

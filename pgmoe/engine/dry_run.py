@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from pgmoe.cpu.kernel_tokens import most_rows, row_elements, suits
-from pgmoe.cpu.kernels import MOST_TOKENS
 from pgmoe.cpu.products import packed_rows
 from pgmoe.engine.block_manager import BLOCK_TOKENS
 from pgmoe.engine.dry_attention import DryAttention
@@ -155,10 +154,10 @@ def _prompt(num_tokens: int) -> Part:
 
 
 class _DryLinear(nn.Linear):
-    """Also makes what a kernel packs for few tokens: of a step of more, as for the most that it takes."""
+    """Also makes what a kernel packs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        num_tokens = min(MOST_TOKENS, x.numel() // self.in_features)
+        num_tokens = x.numel() // self.in_features
         num_rows = packed_rows(num_tokens, self.out_features) if x.dtype == torch.bfloat16 else 0
         packed = x.new_empty(num_rows * self.in_features)
         out = super().forward(x)

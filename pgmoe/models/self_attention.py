@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pgmoe.attention_rule import AttentionRule
 from pgmoe.cpu import products
-from pgmoe.cpu.kernels import BLOCK, kernels, padded
+from pgmoe.cpu.kernels import BLOCK, kernels
 from pgmoe.models.attention import MaskRule, PagedCache
 from pgmoe.models.attention_trial import tell
 from pgmoe.models.linear import KernelLinear
@@ -83,7 +83,7 @@ class Projections:
         width, index = layer.head_dim, layer.layer_idx
         keys_PHD, values_PHV, rows_T = paged.pages.room(index)
         queries_TQD = hidden_states.new_empty(num_tokens, len(layer.q_proj.weight) // width, width)
-        scratch = hidden_states.new_empty(padded(num_tokens) * num_inputs)
+        scratch = hidden_states.new_empty(products.packed_rows(num_tokens, BLOCK) * num_inputs)
         cos_1TD, sin_1TD = position_embeddings
         kernels.project(
             hidden_states.data_ptr(),
