@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 from pgmoe.config import EngineConfig
 from pgmoe.cpu.kernel_tokens import suits
-from pgmoe.cpu.kernels import available
+from pgmoe.cpu.kernels import SLAB, available
 from pgmoe.engine import assembly, batching
 from pgmoe.engine.engine import Engine
 from pgmoe.experts import tokens
@@ -24,8 +24,8 @@ from tests.support.mixtures import alone, play, random_mixture
 
 pytestmark = pytest.mark.skipif(not available(), reason="no CPU with AMX, or built without a compiler")
 
-MOST_ROWS = 64
-"""Tokens of a step, all of whose products are by kernels."""
+CHUNK = 2 * SLAB
+"""So that steps have few tokens, and many."""
 Answers = dict[str, tuple[TokenLogprob, ...]]
 MIXTURE = random_mixture(3, 24, 120, 150, 12)
 
@@ -38,7 +38,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def engine_of(folder: Path, **options: object) -> Engine:
-    chunk = {"prefill_chunk": MOST_ROWS - 8, "max_running": 8}
+    chunk = {"prefill_chunk": CHUNK, "max_running": 8}
     return Engine(EngineConfig.parse({"model": str(folder), "device": "cpu", **chunk, **options}))
 
 
@@ -60,7 +60,8 @@ def answers(folder: Path, **options: object) -> Answers:
 def test_they_are_all_in_use(wide: Path) -> None:
     engine = engine_of(wide)
     model = engine.loaded.model
-    assert {"KernelLinear", "KernelMixtralRMSNorm"} <= {type(module).__name__ for module in model.modules()}
+    used = {type(module).__name__ for module in model.modules()}
+    assert {"KernelLinear", "KernelMixtralRMSNorm", "KernelMixtralAttention", "KernelMixtralTopKRouter"} <= used
     assert (
         sum(isinstance(weight, KernelMatrix) for weight in model.parameters())
         == model.config.num_hidden_layers
