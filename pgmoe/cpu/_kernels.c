@@ -57,7 +57,7 @@ static void add_up_all(const Sum *s, int threads) {
 }
 
 /* One batch after another, each of which may take what the one before it gave. */
-static void multiply_in_turn(const Batch *batches, int count, int threads) {
+static void multiply_in_turn(Batch *batches, int count, int threads) {
 #pragma omp parallel num_threads(threads)
     {
         configure_tiles();
@@ -109,7 +109,7 @@ static PyObject *multiply_one(PyObject *module, PyObject *args) {
     fill_tail(&product, k);
     for (long first = 0; first < tokens; first += SLAB) {
         Product part = slab(&product, first, k);
-        Batch batch = {&part, 1, k, 0, 0};
+        Batch batch = {&part, 1, k, 0, 0, 0};
         multiply_in_turn(&batch, 1, threads);
     }
     Py_END_ALLOW_THREADS;
@@ -176,7 +176,7 @@ static PyObject *apply_experts(PyObject *module, PyObject *args) {
         fine = 0;
     }
     if (fine) {
-        Batch batches[] = {{products, (long)count, t.d, 0, 0}, {products + count, (long)count, t.i, 1, 0}};
+        Batch batches[] = {{products, (long)count, t.d, 0, 0, 0}, {products + count, (long)count, t.i, 1, 0, 0}};
         Py_BEGIN_ALLOW_THREADS;
         multiply_in_turn(batches, 2, threads);
         Py_END_ALLOW_THREADS;

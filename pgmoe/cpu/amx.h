@@ -36,6 +36,7 @@ typedef struct {
     long count, k;
     int gated;  /* x is (T, 2 K), of which silu(left half) * right half is taken */
     int shared; /* all products are of the same tokens, packed in one place */
+    long taken; /* blocks that threads have taken; 0 before */
 } Batch;
 
 static inline long rounded_up(long tokens) { return (tokens + SIDE - 1) / SIDE * SIDE; }
@@ -144,7 +145,7 @@ static inline WITH_AMX void store(const float *sums, const Product *p, long n_at
     }
 }
 
-/* Ask for a pass's share of the next block of weights, a step's part of it; blocks lie one after another. */
+/* Ask for a pass's share of the next block of weights, a step's part of it. */
 static inline WITH_AMX void prefetch(const uint16_t *next, long step, long pass, long passes) {
     const char *at = (const char *)next + step * BLOCK * LINE;
     for (long i = pass * BLOCK / passes; i < (pass + 1) * BLOCK / passes; i++)
@@ -171,11 +172,19 @@ static WITH_AMX void configure_tiles(void) {
     _tile_loadconfig(&config);
 }
 
-/* BLOCK outputs of all tokens of a product, from the output n_at on. */
-static WITH_AMX void multiply_block(const Batch *b, const Product *p, long n_at) {
-    long k = b->k, n = p->n;
+static inline const uint16_t *weights(const Product *p, long n_at, long k) {
+    return n_at + BLOCK > p->n ? p->tail : p->w + n_at * k;
+}
+
+static inline long take(Batch *b) { return __atomic_fetch_add(&b->taken, 1, __ATOMIC_RELAXED); }
+
+/* BLOCK outputs of all tokens of a product, from the output n_at on; `next` are the weights of the thread's next block,
+   or NULL. */
+static WITH_AMX void multiply_block(const Batch *b, const Product *p, long n_at, const uint16_t *next) {
+    long k = b->k;
     float sums[2][BLOCK * SIDE] __attribute__((aligned(LINE)));
-    const uint16_t *w = n_at + BLOCK > n ? p->tail : p->w + n_at * k, *next = n_at + 2 * BLOCK > n ? w : w + BLOCK * k;
+    const uint16_t *w = weights(p, n_at, k);
+    if (next == NULL) next = w;
     long passes = (p->tokens + BLOCK - 1) / BLOCK;
     for (long at = 0; at < p->tokens; at += BLOCK) {
         int two = at + SIDE < p->tokens;
@@ -208,13 +217,27 @@ static WITH_AMX void multiply_block(const Batch *b, const Product *p, long n_at)
 
 static WITH_AMX void release_tiles(void) { _tile_release(); }
 
-enum { MANY = 64 }; /* blocks, of which a thread takes some one after another, so that it reads ahead of itself */
+/* A block of BLOCK outputs, among those of all products of a batch. */
+typedef struct {
+    const Product *p;
+    long before; /* blocks of the products before this one */
+    long n_at;
+} Place;
 
 static inline long blocks_of(const Product *p) { return (p->n + BLOCK - 1) / BLOCK; }
 
-/* All products of a batch; called by each thread of a parallel region, with tiles configured. */
-static void multiply(const Batch *b) {
-    long blocks = 0, before = 0;
+/* From one block to a later one; whether there is one of that number. */
+static inline int move_to(Place *place, long number, long blocks) {
+    if (number >= blocks) return 0;
+    for (; number - place->before >= blocks_of(place->p); place->p++) place->before += blocks_of(place->p);
+    place->n_at = (number - place->before) * BLOCK;
+    return 1;
+}
+
+/* All products of a batch; called by each thread of a parallel region, with tiles configured. A thread takes its next
+   block before it computes one, so that it knows what to read ahead. */
+static void multiply(Batch *b) {
+    long blocks = 0;
     for (long i = 0; i < b->count; i++) blocks += blocks_of(b->products + i);
     for (long i = 0; i < (b->shared ? 1 : b->count); i++) {
         const Product *p = b->products + i;
@@ -223,11 +246,12 @@ static void multiply(const Batch *b) {
         for (long tile = 0; tile < tiles; tile++) pack_tile(b, p, tile);
     }
 #pragma omp barrier
-    const Product *p = b->products;
-    int at_a_time = blocks < MANY ? 1 : 4;
-#pragma omp for schedule(monotonic : dynamic, at_a_time)
-    for (long i = 0; i < blocks; i++) {
-        for (; i - before >= blocks_of(p); p++) before += blocks_of(p);
-        multiply_block(b, p, (i - before) * BLOCK);
+    Place place = {b->products, 0, 0};
+    int more = move_to(&place, take(b), blocks);
+    while (more) {
+        Place now = place;
+        more = move_to(&place, take(b), blocks);
+        multiply_block(b, now.p, now.n_at, more ? weights(place.p, place.n_at, b->k) : NULL);
     }
+#pragma omp barrier
 }

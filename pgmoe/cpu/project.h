@@ -44,7 +44,7 @@ static WITH_AMX void finish(const Product *p, const Finish *f, const Rotation *r
     for (long i = 0; i < p->n; i += r->width) rotate(row + i, cosines, sines, r->width);
 }
 
-static void project_slab(const Batch *b, const Finish *finishes, const Rotation *r, int threads) {
+static void project_slab(Batch *b, const Finish *finishes, const Rotation *r, int threads) {
     long tokens = b->products->tokens;
 #pragma omp parallel num_threads(threads)
     {
@@ -61,7 +61,7 @@ static void project(const Product *products, long k, const Finish *finishes, con
     for (long first = 0; first < products->tokens; first += SLAB) {
         Product parts[PARTS];
         for (int i = 0; i < PARTS; i++) parts[i] = slab(products + i, first, k);
-        Batch batch = {parts, PARTS, k, 0, 1};
+        Batch batch = {parts, PARTS, k, 0, 1, 0};
         Rotation rotation = {r->cosines + first * r->width, r->sines + first * r->width, r->width};
         project_slab(&batch, finishes, &rotation, threads);
     }

@@ -50,7 +50,7 @@ static void choose(const uint16_t *logits, long experts, const Choice *c, long t
 static void route(const Product *product, long k, const Choice *c, int threads) {
     for (long first = 0; first < product->tokens; first += SLAB) {
         Product part = slab(product, first, k);
-        Batch batch = {&part, 1, k, 0, 0};
+        Batch batch = {&part, 1, k, 0, 0, 0};
 #pragma omp parallel num_threads(threads)
         {
             configure_tiles();

@@ -6,17 +6,15 @@ Shape letters: N tokens, K experts per token, D model width.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from pgmoe.experts.footprints import Footprints
 from pgmoe.experts.ledger import Ledger
-from pgmoe.experts.pool import ExpertPool, LentExpert
+from pgmoe.experts.pool import ExpertPool
 from pgmoe.experts.prefetcher import Prefetcher
-from pgmoe.experts.tokens import Tokens, tokens_of
+from pgmoe.experts.tokens import tokens_of
 from pgmoe.layout import ExpertLayer
 from pgmoe.routing import Routing
 
@@ -66,9 +64,12 @@ class PooledExperts:
         Not differentiable. Raises ExpertReadError.
         """
         ids_NK, ahead_NK = self._on_host(hidden, top_k_index)
-        routing = Routing(self._index, ids_NK.tolist(), top_k_weights, ahead_NK.tolist())
         tokens = tokens_of(self._layer, hidden, top_k_index, ids_NK)
-        with self._lease(routing, tokens) as lent:
+        with self._pool.lease(self._index, tokens.experts, tokens.at_once) as lent:
+            if self._prefetcher.predicts:  # the missing ones are ordered, so that what comes next may be
+                ahead = () if ahead_NK is None else ahead_NK.tolist()
+                routing = Routing(self._index, ids_NK.tolist(), top_k_weights, ahead)
+                self._prefetcher.follow(routing, tokens.experts)
             for batch in lent:
                 tokens.apply({expert.index: expert.weights for expert in batch})
         out = tokens.weighted_sum(top_k_weights)
@@ -77,28 +78,21 @@ class PooledExperts:
             self._footprints.enter(self._index, ids_NK)
         return out
 
-    def _on_host(self, hidden: Tensor, top_k_index: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's ids, and those that the gating looks ahead to; (0, 0) where there are none.
+    def _on_host(self, hidden: Tensor, top_k_index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The layer's ids, and those that the gating looks ahead to, if any.
 
         The host waits for the device once a layer: here, or when the ids were announced.
         """
         ahead = self._prefetcher.look_ahead(self._index, hidden)
         announced, self._announced = self._announced, None
         if announced is not None and announced[0] is top_k_index and ahead is None:
-            return announced[1], torch.empty(0, 0, dtype=torch.int64)
+            return announced[1], None
         return _to_host(top_k_index, ahead)
 
-    @contextmanager
-    def _lease(self, routing: Routing, tokens: Tokens) -> Iterator[Iterator[list[LentExpert]]]:
-        """Lend their experts; once the missing ones are ordered, what comes next may be."""
-        with self._pool.lease(self._index, tokens.experts, tokens.at_once) as lent:
-            self._prefetcher.follow(routing, tokens.experts)
-            yield lent
 
-
-def _to_host(ids_NK: Tensor, ahead_NK: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both on the host, which waits for the device once. Nothing ahead is (0, 0)."""
+def _to_host(ids_NK: Tensor, ahead_NK: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both on the host, which waits for the device once."""
     if ahead_NK is None:
-        return ids_NK.cpu(), torch.empty(0, 0, dtype=torch.int64)
+        return ids_NK.cpu(), None
     both = torch.cat([ids_NK, ahead_NK], dim=1).cpu()
     return both[:, : ids_NK.shape[1]], both[:, ids_NK.shape[1] :]

@@ -57,6 +57,11 @@ class Prefetcher:
         stats.prefetch_on = gating.predicts
 
     @property
+    def predicts(self) -> bool:
+        """Whether anything follows from what layers choose."""
+        return self._gating.predicts
+
+    @property
     def wants_selections(self) -> bool:
         """Whether layers that choose early are to say so: see `select`."""
         return self._gating.predicts and self._gating.exact
@@ -83,9 +88,10 @@ class Prefetcher:
         return self._gating.look_ahead(layer, hidden) if asked else None
 
     def follow(self, routing: Routing, selected: Collection[int]) -> None:
-        """This layer's experts are known and ordered: order what comes next, as far as that is allowed."""
-        if not self._gating.predicts:
-            return
+        """This layer's experts are known and ordered: order what comes next, as far as that is allowed.
+
+        Only for a gating that predicts.
+        """
         num_tokens = len(routing.ids)
         guessed, lone = self._guessed.pop(routing.layer, ()), num_tokens == 1
         for grade, expert in guessed if lone else ():

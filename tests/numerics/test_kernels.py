@@ -61,7 +61,12 @@ def test_they_are_all_in_use(wide: Path) -> None:
     engine = engine_of(wide)
     model = engine.loaded.model
     used = {type(module).__name__ for module in model.modules()}
-    assert {"KernelLinear", "KernelMixtralRMSNorm", "KernelMixtralAttention", "KernelMixtralTopKRouter"} <= used
+    assert {
+        "KernelLinear",
+        "KernelMixtralRMSNorm",
+        "KernelMixtralAttention",
+        "KernelMixtralTopKRouter",
+    } <= used
     assert (
         sum(isinstance(weight, KernelMatrix) for weight in model.parameters())
         == model.config.num_hidden_layers

