@@ -52,7 +52,7 @@ static WITH_AMX void add_up(const Sum *s, long token) {
 }
 
 static void add_up_all(const Sum *s, int threads) {
-#pragma omp parallel for num_threads(threads) if (s->n > SIDE)
+#pragma omp parallel for num_threads(threads) if (s->n * s->k * s->d > SHARED)
     for (long token = 0; token < s->n; token++) add_up(s, token);
 }
 

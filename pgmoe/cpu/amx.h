@@ -22,6 +22,9 @@
 /* SLAB: tokens of a dense product that are packed at a time, as many as stay in a cache while weights go by. */
 enum { SIDE = 16, BLOCK = 2 * SIDE, STEP = BLOCK, LINE = 64, SLAB = 256 };
 
+/* Numbers of which simple work is shared by threads: waking one takes as long as some ten thousand. */
+enum { SHARED = 1 << 16 };
+
 typedef struct {
     const uint16_t *w, *x, *bias; /* bias: NULL where there is none */
     const uint16_t *tail;         /* BLOCK rows: the last N % BLOCK of w, filled up; NULL where N is a multiple */

@@ -17,6 +17,6 @@ static WITH_AMX void normalise(const uint16_t *x, const uint16_t *w, uint16_t *y
 
 static void normalise_all(const uint16_t *x, const uint16_t *w, uint16_t *y, long tokens, long d, float epsilon,
                           int threads) {
-#pragma omp parallel for num_threads(threads) if (tokens > SIDE)
+#pragma omp parallel for num_threads(threads) if (tokens * d > SHARED)
     for (long t = 0; t < tokens; t++) normalise(x + t * d, w, y + t * d, d, epsilon);
 }
