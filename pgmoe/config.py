@@ -63,7 +63,8 @@ class EngineConfig(BaseModel):
     come, the others in the background. One that is found corrupt is logged and not read any more."""
 
     policy: str = "prospect"
-    """Eviction policy of the expert slots: `prospect`, `lru`, `lfu` or `lifo`."""
+    """Eviction policy of the expert slots: `prospect`, `lru`, `lfu` or `lifo`. With a slot for each expert it
+    is not asked."""
 
     gating: str = "auto"
     """How coming experts are known before they are asked for; it never changes an answer. `pregated` is told

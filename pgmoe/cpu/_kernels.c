@@ -12,49 +12,11 @@
 #include "norm.h"
 #include "project.h"
 #include "route.h"
+#include "sum.h"
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* The outputs of K experts for each of N tokens, weighted and added up. Each product and each sum is rounded
-   to bfloat16; the experts are added in ascending order. y (N * K, D) has the choice (n, k) in row n * K + k;
-   ids at or above num_experts have none. */
-typedef struct {
-    const int64_t *ids;
-    const float *weights;
-    const uint16_t *y;
-    uint16_t *out;
-    long n, k, d;
-    int64_t num_experts;
-} Sum;
-
-enum { MOST_CHOICES = 64, VERSION = 3 }; /* VERSION: another one where arguments change */
-
-static WITH_AMX void add_up(const Sum *s, long token) {
-    long order[MOST_CHOICES], used = 0;
-    const int64_t *ids = s->ids + token * s->k;
-    for (long k = 0; k < s->k; k++) {
-        if (ids[k] >= s->num_experts) continue;
-        long at = used++;
-        for (; at > 0 && ids[order[at - 1]] > ids[k]; at--) order[at] = order[at - 1];
-        order[at] = k;
-    }
-    for (long d = 0; d < s->d; d += SIDE) {
-        __m512 sum = _mm512_setzero_ps();
-        for (long i = 0; i < used; i++) {
-            long row = token * s->k + order[i];
-            __m512 y = widened(_mm256_loadu_si256((const void *)(s->y + row * s->d + d)));
-            y = _mm512_mul_ps(y, _mm512_set1_ps(s->weights[row]));
-            sum = _mm512_add_ps(sum, widened((__m256i)_mm512_cvtneps_pbh(y)));
-            sum = widened((__m256i)_mm512_cvtneps_pbh(sum));
-        }
-        _mm256_storeu_si256((void *)(s->out + token * s->d + d), (__m256i)_mm512_cvtneps_pbh(sum));
-    }
-}
-
-static void add_up_all(const Sum *s, int threads) {
-#pragma omp parallel for num_threads(threads) if (s->n * s->k * s->d > SHARED)
-    for (long token = 0; token < s->n; token++) add_up(s, token);
-}
+enum { VERSION = 3 }; /* another one where arguments change */
 
 /* One batch after another, each of which may take what the one before it gave. */
 static void multiply_in_turn(Batch *batches, int count, int threads) {
@@ -242,7 +204,7 @@ static PyObject *normalise_rows(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* x (T, K), cos and sin (T, D), scratch as multiply's, T, K, D, threads, and of queries, keys and values:
+/* x (T, K), cos and sin (T, D), scratch as multiply's, T, K, D, threads, and of queries, keys and values, in any order:
    (w (N, K), bias (N) or 0, y (.., N), rows (T) int32 of it or 0, N, norm or 0, its width, epsilon, whether rotated) */
 static PyObject *project_all(PyObject *module, PyObject *args) {
     (void)module;
@@ -264,7 +226,9 @@ static PyObject *project_all(PyObject *module, PyObject *args) {
         if (!PyArg_ParseTuple(PyTuple_GetItem(list, i), "KKKKlKlfp", &w, &bias, &y, &rows, &n, &norm, &norm_width,
                               &epsilon, &rotates))
             return NULL;
-        if (n % BLOCK) return PyErr_Format(PyExc_ValueError, "%ld outputs are no multiple of %d", n, BLOCK);
+        int whole = n % BLOCK == 0 && (!rotates || (width > 0 && n % width == 0));
+        if (!whole || (norm && (norm_width <= 0 || n % norm_width)))
+            return PyErr_Format(PyExc_ValueError, "%ld outputs in heads of %ld, norms of %ld", n, width, norm_width);
         products[i] = (Product){address(w), address(x), address(bias), NULL, address(y), NULL,
                                 address(rows), tokens, n, address(scratch)};
         finishes[i] = (Finish){address(norm), norm_width, epsilon, rotates};

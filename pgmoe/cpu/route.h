@@ -17,9 +17,9 @@ static WITH_AMX float likelihoods(const uint16_t *logits, long experts, float *x
     __m512 most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
     for (long e = 0; e < experts; e += SIDE) {
         __mmask16 there = up_to(experts - e);
-        __m512 sixteen = widened(_mm256_maskz_loadu_epi16(there, logits + e));
-        _mm512_storeu_ps(x + e, sixteen);
-        most = _mm512_mask_max_ps(most, there, most, sixteen);
+        __m512 some = widened(_mm256_maskz_loadu_epi16(there, logits + e));
+        _mm512_storeu_ps(x + e, some);
+        most = _mm512_mask_max_ps(most, there, most, some);
     }
     most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
     for (long e = 0; e < experts; e += SIDE) {

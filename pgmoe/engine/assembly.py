@@ -169,7 +169,7 @@ def _open_pool(
     way_out = "give a smaller device_memory"
     with allocating("expert slots", memory.slots_bytes, device, way_out):
         arena = SlotArena(memory.num_slots, memory.slot_bytes, device)
-    # With room for all of them nobody goes, and the cheapest books will do.
+    # With a slot for each nobody goes, and the cheapest books will do.
     name = "lru" if memory.num_slots == memory.num_experts else config.policy
     policy = make_policy(name, [layer.num_experts for layer in layers])
     tiers = TierBuilder(config, layers, device, stats, progress).build(arena, num_in_host)

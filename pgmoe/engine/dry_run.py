@@ -154,7 +154,7 @@ def _prompt(num_tokens: int) -> Part:
 
 
 class _DryLinear(nn.Linear):
-    """Also makes what a kernel packs."""
+    """Also makes what a kernel packs. (So do routers, but no more than the experts after them.)"""
 
     def forward(self, x: Tensor) -> Tensor:
         num_tokens = x.numel() // self.in_features

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -52,10 +53,13 @@ class PackedTokens:
         """Of each token in its sequence."""
         self.places_T = torch.tensor(places, device=device)
         """In the pool, where each token's keys and values go."""
-        self.rows_T = self.places_T.int()
-        """The same, as kernels take them."""
         self.context_places = torch.tensor(context, dtype=torch.int64, device=device)
         """Where those of the prompts go, segment after segment, while they are written."""
+
+    @cached_property
+    def rows_T(self) -> torch.Tensor:  # noqa: N802
+        """The places, as kernels take them: int32."""
+        return self.places_T.int()
 
     @property
     def num_tokens(self) -> int:

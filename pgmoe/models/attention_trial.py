@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pgmoe.attention_rule import AttentionRule
 from pgmoe.models.attention import PAGED_ATTENTION, MaskRule, PagedCache, register
-from pgmoe.models.kv_argument import kv_argument
 
 _ROWS = ((1, 2), (-30, 3), (1e-3, 7), (1e4, 5), (0.1, 9))
 """Of each token's input: how large it is, and to where it goes from -1, in a sine. Any limit is passed."""
@@ -24,6 +23,9 @@ _POSITIONS = (0, 1, 5_000, 100_000, 2_000_000)
 @dataclass(frozen=True)
 class Told:
     """What came of it."""
+
+    by_room: bool
+    """Whether it put keys and values in their places by itself."""
 
     keys: Tensor
     """(T, H, D)."""
@@ -48,7 +50,7 @@ _MASK = MaskRule(lambda *_: torch.ones((), dtype=torch.bool))
 
 
 @torch.inference_mode()
-def tell(attention: Any, heads: int, width: int, value_width: int) -> Told:
+def tell(attention: Any, cache_argument: str, heads: int, width: int, value_width: int) -> Told:
     """Call it as its model does, with pages of so many heads. Raises whatever the layer does."""
     register()
     of_token = [size * torch.linspace(-1, end, attention.q_proj.in_features).sin() for size, end in _ROWS]
@@ -64,11 +66,11 @@ def tell(attention: Any, heads: int, width: int, value_width: int) -> Told:
             attention_mask=_MASK,
             position_ids=pages.positions[None],
             paged=cache,
-            **{kv_argument(attention): cache},
+            **{cache_argument: cache},
         )
     finally:
         config._attn_implementation = before
-    return Told(pages.keys, pages.values, pages.queries, pages.rule, out)
+    return Told(pages.asked_for_room, pages.keys, pages.values, pages.queries, pages.rule, out)
 
 
 class _Probe:
@@ -76,6 +78,7 @@ class _Probe:
 
     queries: Tensor
     rule: AttentionRule
+    asked_for_room = False
 
     def __init__(self, heads: int, width: int, value_width: int) -> None:
         self.positions = torch.tensor(_POSITIONS)
@@ -86,6 +89,7 @@ class _Probe:
         self.keys, self.values = keys.contiguous(), values.contiguous()
 
     def room(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        self.asked_for_room = True
         return self.keys, self.values, torch.arange(len(_ROWS), dtype=torch.int32)
 
     def attend(self, layer: int, queries: Tensor, rule: AttentionRule) -> Tensor:

@@ -6,6 +6,7 @@ alone: it is tried out which. Shape letters: T tokens, E experts, K of each toke
 
 from __future__ import annotations
 
+import inspect
 import logging
 from functools import cache
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from pgmoe.cpu import products
 from pgmoe.cpu.kernels import MOST_EXPERTS, kernels
-from pgmoe.models.pre_gate import PreGatedRouter, swap_family
+from pgmoe.models.pre_gate import PreGatedRouter, family_of, swap_family
 
 _logger = logging.getLogger(__name__)
 _TRIES = 64
@@ -42,7 +43,8 @@ def use_kernel(router: nn.Module) -> None:
     weight, top_k = getattr(router, "weight", None), getattr(router, "top_k", None)
     if isinstance(router, _KernelRouter) or not isinstance(weight, Tensor) or not isinstance(top_k, int):
         return
-    if weight.ndim != 2 or len(weight) > MOST_EXPERTS or weight.dtype is not torch.bfloat16:
+    takes_one = len(inspect.signature(family_of(router).forward).parameters) == 2  # self and tokens
+    if not takes_one or weight.ndim != 2 or not top_k <= len(weight) <= MOST_EXPERTS:
         return
     try:
         _swap(router, weight, top_k)
@@ -53,11 +55,10 @@ def use_kernel(router: nn.Module) -> None:
 @torch.inference_mode()
 def _swap(router: Any, weight: Tensor, top_k: int) -> None:
     """Raises where it chooses otherwise, or anything that its forward does."""
-    x_TD = torch.linspace(-1, 40_000, _TRIES * weight.shape[1]).sin().view(_TRIES, -1).bfloat16()
-    x_TD[: _TRIES // 2] *= 8  # sharper
-    bias = getattr(router, "bias", None)
-    ask = router.ask if isinstance(router, PreGatedRouter) else router
-    expected = ask(x_TD)
+    x_TD, bias = _tries(weight.shape[1]), getattr(router, "bias", None)
+    if not products.takes(x_TD, weight, bias):
+        raise ValueError("the kernel does not take its matrix")
+    expected = router.ask(x_TD) if isinstance(router, PreGatedRouter) else router(x_TD)
     for normalises in (True, False):
         given = _route(x_TD, weight, bias, top_k, normalises, expected[1].dtype)
         if _same(given, expected):
@@ -65,6 +66,14 @@ def _swap(router: Any, weight: Tensor, top_k: int) -> None:
             swap_family(router, _kernel_class)
             return
     raise ValueError("the kernel chooses otherwise")
+
+
+def _tries(width: int) -> Tensor:
+    """Tokens (T, D) of all sizes, and one of zeros, whose experts are equally likely if there is no bias."""
+    random = torch.Generator().manual_seed(0)
+    sizes_T1 = torch.logspace(-3, 1, _TRIES)[:, None]
+    sizes_T1[0] = 0
+    return (torch.randn(_TRIES, width, generator=random) * sizes_T1).bfloat16()
 
 
 def _route(

@@ -1,4 +1,4 @@
-"""Products with a model's dense matrices, computed as experts' are where there are few tokens."""
+"""Products with a model's dense matrices, computed as experts' are."""
 
 from __future__ import annotations
 

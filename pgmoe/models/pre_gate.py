@@ -157,12 +157,15 @@ def gate_map(stacks: Sequence[Sequence[MoEBlock]], level: int) -> dict[MoEBlock,
     }
 
 
+def family_of(router: nn.Module) -> Any:
+    """The class of a router before it was pre-gated."""
+    return type(router).__bases__[-1] if isinstance(router, PreGatedRouter) else type(router)
+
+
 def swap_family(router: nn.Module, make: Callable[[Any], Any]) -> None:
     """Give a router another class than its family's, made of that; if it is pre-gated, it stays so."""
-    kind: Any = type(router)
-    is_pre_gated = issubclass(kind, PreGatedRouter)
-    made = make(kind.__bases__[-1] if is_pre_gated else kind)
-    router.__class__ = _pre_gated_class(made) if is_pre_gated else made
+    made = make(family_of(router))
+    router.__class__ = _pre_gated_class(made) if isinstance(router, PreGatedRouter) else made
 
 
 def _kind(model: PreTrainedModel, stack: str) -> str:

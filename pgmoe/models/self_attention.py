@@ -21,6 +21,7 @@ from pgmoe.cpu import products
 from pgmoe.cpu.kernels import BLOCK, kernels
 from pgmoe.models.attention import MaskRule, PagedCache
 from pgmoe.models.attention_trial import tell
+from pgmoe.models.kv_argument import kv_argument
 from pgmoe.models.linear import KernelLinear
 from pgmoe.models.norm import is_kernel_norm
 
@@ -48,14 +49,15 @@ class Projections:
     """What one layer makes of its tokens, and how it attends."""
 
     layer: Any
-    rule: AttentionRule
-    """But for what is visible."""
+    scale: float
+    sinks: str | None
+    """The parameter's name, if it has sinks."""
 
     def take(
         self,
         hidden_states: Tensor,
-        position_embeddings: object,
-        attention_mask: object,
+        position_embeddings: object = None,
+        attention_mask: object = None,
         paged: PagedCache | None = None,
         **_: object,
     ) -> bool:
@@ -100,7 +102,8 @@ class Projections:
                 _part(layer.k_proj, keys_PHD, rows_T, getattr(layer, "k_norm", None), rotates=True),
             ),
         )
-        rule = AttentionRule(attention_mask, self.rule.scale, self.rule.sinks)
+        sinks = None if self.sinks is None else getattr(layer, self.sinks)
+        rule = AttentionRule(attention_mask, self.scale, sinks)
         attended = paged.pages.attend(index, queries_TQD, rule)
         out: Tensor = layer.o_proj(attended.view(1, num_tokens, -1))
         return out
@@ -114,15 +117,16 @@ class Projections:
 def use_kernel(layer: nn.Module) -> None:
     """Have it take the kernel, where a trial shows that this changes nothing; any other module stays.
 
-    Its linear layers and norms have to have been given their kernels.
+    Its linear layers and norms have to have been given their kernels. They are not called any more.
     """
     if isinstance(layer, _KernelSelfAttention) or not _has_parts(layer):
         return
     kind: Any = type(layer)
     try:
-        _swap(layer)
+        _swap(layer, kind)
     except Exception as error:  # whatever it takes: it is no plain self-attention
         layer.__class__ = kind
+        layer.__dict__.pop("projections", None)
         _logger.debug("%s is no plain self-attention: %r", kind.__name__, error)
 
 
@@ -142,31 +146,40 @@ def _part(layer: Any, out: Tensor, rows_T: Tensor | None, norm: Any, *, rotates:
 
 def _has_parts(layer: Any) -> bool:
     """Whether all that it consists of is known, and it is called with nothing else."""
-    products_ = [getattr(layer, name, None) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    linear: list[Any] = [getattr(layer, name, None) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
     norms = [norm for name in ("q_norm", "k_norm") if (norm := getattr(layer, name, None)) is not None]
     return (
-        all(isinstance(part, KernelLinear) and part.weight.dtype is torch.bfloat16 for part in products_)
+        all(isinstance(part, KernelLinear) and part.weight.dtype is torch.bfloat16 for part in linear)
         and all(is_kernel_norm(norm) for norm in norms)
+        and not any(map(_is_hooked, (*linear, *norms)))
         and isinstance(width := getattr(layer, "head_dim", None), int)
         and width % BLOCK == 0
+        and not any(len(part.weight) % width for part in linear[:3])
         and _ARGUMENTS.issuperset(inspect.signature(type(layer).forward).parameters)
     )
 
 
-def _swap(layer: Any) -> None:
+def _is_hooked(part: Any) -> bool:
+    """Whether more happens when it is called than its class says."""
+    return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__)
+
+
+def _swap(layer: Any, kind: Any) -> None:
     """To the class with the kernel. Raises where this changes something, or what its forward raises."""
-    kind: Any = type(layer)
     heads = len(layer.k_proj.weight) // layer.head_dim
     shape = heads, layer.head_dim, len(layer.v_proj.weight) // heads
-    before = tell(layer, *shape)
-    sinks = before.rule.sinks
-    if before.rule.bias is not None or before.rule.expand is not None:
+    argument = kv_argument(layer)
+    before = tell(layer, argument, *shape)
+    rule = before.rule
+    if rule.bias is not None or rule.expand is not None:
         raise ValueError("it attends by a rule of its own")
-    if sinks is not None and not any(sinks is parameter for parameter in layer.parameters()):
+    sinks = [name for name, parameter in layer.named_parameters() if parameter is rule.sinks]
+    if rule.sinks is not None and not sinks:
         raise ValueError("its sinks are made anew")
-    layer.projections = Projections(layer, before.rule)
+    layer.projections = Projections(layer, rule.scale, sinks[0] if sinks else None)
     layer.__class__ = _kernel_class(kind)
-    if not tell(layer, *shape).same(before):
+    after = tell(layer, argument, *shape)
+    if not after.by_room or not after.same(before):
         raise ValueError("the kernel gives something else")
 
 

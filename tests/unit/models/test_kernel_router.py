@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,10 +30,22 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 from pgmoe.cpu.kernels import MOST_EXPERTS, SLAB, available
 from pgmoe.models import linear
 from pgmoe.models.kernel_router import _KernelRouter, use_kernel
+from pgmoe.models.pre_gate import PreGatedRouter, gate_map, pre_gate, pre_gated_stacks
+from pgmoe.pre_gating import PreGating
+from tests.support.checkpoints import tiny_model, wide_config
 from tests.support.fresh import fresh_seed
 
 pytestmark = pytest.mark.skipif(not available(), reason="no CPU with AMX, or built without a compiler")
 WIDTH = 64
+
+
+class Biased(MixtralTopKRouter):
+    """Of a family whose block says more than the tokens."""
+
+    def forward(self, hidden_states: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
+        return super().forward(hidden_states if bias is None else hidden_states + bias)
+
+
 TAKEN: dict[str, Any] = {
     "mixtral": lambda: MixtralTopKRouter(MixtralConfig(hidden_size=WIDTH, num_local_experts=8)),
     "normalised": lambda: Qwen3MoeTopKRouter(
@@ -53,6 +66,7 @@ OTHERS: dict[str, Any] = {
     "sparsemixer": lambda: PhimoeTopKRouter(PhimoeConfig(hidden_size=WIDTH, num_local_experts=8)),
     "sigmoid": lambda: DeepseekV3TopkRouter(DeepseekV3Config(hidden_size=WIDTH, n_routed_experts=16)),
     "float32": lambda: Ernie4_5_MoeTopKRouter(Ernie4_5_MoeConfig(hidden_size=WIDTH, moe_num_experts=16)),
+    "another argument": lambda: Biased(MixtralConfig(hidden_size=WIDTH, num_local_experts=8)),
     "too many experts": lambda: MixtralTopKRouter(
         MixtralConfig(hidden_size=WIDTH, num_local_experts=MOST_EXPERTS + 1)
     ),
@@ -156,6 +170,31 @@ def test_a_router_that_chooses_otherwise_stays(kind: str) -> None:
     kept = type(router)
     use_kernel(router)
     assert type(router) is kept
+
+
+@torch.inference_mode()
+def test_pre_gated_routers_select_as_before_for_the_block_after() -> None:
+    model = tiny_model(wide_config(), torch.bfloat16)
+    wanted = PreGating(level=1, scope="decoder")
+    gates = gate_map(pre_gated_stacks(model, wanted), 1)
+    model.config.pgmoe = replace(wanted, gates={b.router_name: r.name for b, r in gates.items()}).to_dict()
+    (chain,) = pre_gate(model).chains  # type: ignore[union-attr]
+    routers = [router for router in model.modules() if isinstance(router, PreGatedRouter)]
+    inputs = [torch.randn(5, model.config.hidden_size).bfloat16() for _ in routers]
+    for router in routers:
+        linear.use_kernel_of(router)
+    expected = [router(x) for router, x in zip(routers, inputs, strict=True)]
+    for router in routers:
+        use_kernel(router)
+    assert len(routers) > 1
+    assert all(isinstance(router, _KernelRouter) and router.chain is chain for router in routers)
+    assert all(isinstance(router, PreGatedRouter | MixtralTopKRouter) for router in routers)
+    given = [router(x) for router, x in zip(routers, inputs, strict=True)]
+    for (ours_TE, ours_TK, chosen_TK), (logits_TE, weights_TK, ids_TK) in zip(given, expected, strict=True):
+        assert torch.equal(ours_TE, logits_TE)
+        assert torch.equal(ours_TE.gather(1, chosen_TK), ours_TE.gather(1, ids_TK))
+        torch.testing.assert_close(ours_TK, weights_TK, rtol=1e-5, atol=1e-30)
+    assert not torch.equal(given[1][0], routers[1].ask(inputs[1])[0]), "of the block before"
 
 
 def test_gradients_come_from_torch() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     GptOssConfig,
+    GraniteMoeSWAConfig,
     Ministral3Config,
     MixtralConfig,
     OlmoeConfig,
@@ -19,6 +20,7 @@ from transformers import (
     SmolLM3Config,
 )
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
+from transformers.models.granitemoe_swa.modeling_granitemoe_swa import GraniteMoeSWAAttention
 from transformers.models.ministral3.modeling_ministral3 import Ministral3Attention
 from transformers.models.mixtral.modeling_mixtral import MixtralAttention, MixtralRotaryEmbedding
 from transformers.models.olmoe.modeling_olmoe import OlmoeAttention
@@ -26,7 +28,7 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeAttention
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeAttention
 from transformers.models.smollm3.modeling_smollm3 import SmolLM3Attention
 
-from pgmoe.cpu.kernels import SLAB, available
+from pgmoe.cpu.kernels import SLAB, available, kernels
 from pgmoe.kv.choice import attention_over
 from pgmoe.kv.packed import PackedTokens, Segment
 from pgmoe.kv.pages import Pages
@@ -50,6 +52,7 @@ PLAIN: dict[str, tuple[type[nn.Module], PreTrainedConfig]] = {
     "biases": (Qwen2MoeAttention, Qwen2MoeConfig(**SIZES, qkv_bias=True)),
     "norms of heads": (Qwen3MoeAttention, Qwen3MoeConfig(**SIZES)),
     "norms of all heads": (OlmoeAttention, OlmoeConfig(**SIZES | {"hidden_size": HEADS * HEAD})),
+    "sinks": (GraniteMoeSWAAttention, GraniteMoeSWAConfig(**SIZES, attention_bias=True)),
 }
 OTHER: dict[str, tuple[type[nn.Module], PreTrainedConfig]] = {
     "halves that are turned otherwise": (GptOssAttention, GptOssConfig(**SIZES)),
@@ -60,6 +63,7 @@ OTHER: dict[str, tuple[type[nn.Module], PreTrainedConfig]] = {
     ),
     "clipped": (OlmoeAttention, OlmoeConfig(**SIZES | {"hidden_size": HEADS * HEAD}, clip_qkv=8.0)),
     "heads too narrow": (MixtralAttention, MixtralConfig(**SIZES | {"head_dim": 16})),
+    "a width that the kernel does not take": (MixtralAttention, MixtralConfig(**SIZES | {"hidden_size": 80})),
 }
 
 
@@ -90,17 +94,17 @@ def by_parts(layer: Any) -> Any:
 class Pass:
     """Tokens of some sequences, with pages of their own for each layer that computes them."""
 
-    def __init__(self, num_tokens: list[int]) -> None:
+    def __init__(self, num_tokens: list[int], window: int = 10**6) -> None:
         starts, self.segments, first = [0, 7, 300], [], 0
         for number, count in enumerate(num_tokens):
             blocks = range(first, first := first + -(-(starts[number] + count) // 16))
             self.segments.append(Segment(count, starts[number], tuple(reversed(blocks))))
         self.num_blocks, self.total = first, sum(num_tokens)
-        self.mask = MaskRule(lambda _, __, queries, keys: keys <= queries)
+        self.mask = MaskRule(lambda _, __, q, k: (k <= q) & (q < k + window))
         register()
 
     @torch.inference_mode()
-    def run(self, layer: Any, hidden_1TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def run(self, layer: Any, hidden_1TC: Tensor, *, turned: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """What the layer gives, and the keys and values that it keeps."""
         pool = KvPool(
             [LayerShape(KV_HEADS, HEAD, HEAD, torch.bfloat16)], self.num_blocks, 16, torch.device("cpu")
@@ -114,7 +118,7 @@ class Pass:
         angles = MixtralRotaryEmbedding(MixtralConfig(**SIZES))(hidden_1TC, packed.positions_T[None])
         out, _ = layer(
             hidden_states=hidden_1TC,
-            position_embeddings=angles,
+            position_embeddings=angles if turned else None,
             attention_mask=self.mask,
             cache=cache,
             paged=cache,
@@ -137,6 +141,40 @@ def test_gives_and_keeps_the_same_bits_as_the_familys_layer(family: str, num_tok
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("window", [5, 20])
+def test_a_window_is_the_rules(window: int) -> None:
+    plain = by_parts(layer := layer_of(PLAIN["sinks"]))
+    use_kernels(layer)
+    computed, hidden_1TC = Pass([1, 30], window), torch.randn(1, 31, WIDTH).bfloat16()
+    out, expected = (computed.run(each, hidden_1TC)[0] for each in (layer, plain))
+    assert torch.equal(out, expected)
+    assert not torch.equal(out, Pass([1, 30]).run(layer, hidden_1TC)[0])
+
+
+def test_a_layer_that_is_not_told_of_positions_is_the_familys() -> None:
+    plain = by_parts(layer := layer_of(PLAIN["sinks"]))
+    use_kernels(layer)
+    computed, hidden_1TC = Pass([2]), torch.randn(1, 2, WIDTH).bfloat16()
+    out, expected = (computed.run(each, hidden_1TC, turned=False)[0] for each in (layer, plain))
+    assert torch.equal(out, expected)
+
+
+def test_sinks_are_those_that_it_has_now() -> None:
+    layer = layer_of(PLAIN["sinks"])
+    use_kernels(layer)
+    computed, hidden_1TC = Pass([3]), torch.randn(1, 3, WIDTH).bfloat16()
+    before = computed.run(layer, hidden_1TC)[0]
+    layer.sinks = nn.Parameter(layer.sinks + 3)
+    assert not torch.equal(computed.run(layer, hidden_1TC)[0], before)
+
+
+def test_a_part_that_was_hooked_is_called() -> None:
+    layer = layer_of(PLAIN["mixtral"])
+    layer.q_proj.register_forward_hook(lambda *_: None)
+    use_kernels(layer)
+    assert type(layer) is MixtralAttention
+
+
 @pytest.mark.parametrize("family", OTHER)
 def test_a_layer_that_does_otherwise_stays(family: str) -> None:
     kind, _ = OTHER[family]
@@ -149,12 +187,20 @@ def test_a_rotation_of_a_part_of_the_head_is_the_familys() -> None:
     layer = layer_of(PLAIN["mixtral"])
     use_kernels(layer)
     hidden_1TC, cache = torch.randn(1, 2, WIDTH).bfloat16(), PagedCache(None)  # type: ignore[arg-type]
-    arguments = {"hidden_states": hidden_1TC, "attention_mask": Pass([2]).mask, "paged": cache}
+    arguments: dict[str, Any] = {
+        "hidden_states": hidden_1TC,
+        "attention_mask": Pass([2]).mask,
+        "paged": cache,
+    }
     whole, half = (torch.ones(1, 2, width).bfloat16() for width in (HEAD, HEAD // 2))
     with torch.inference_mode():
         assert layer.projections.take(**arguments, position_embeddings=(whole, whole))
         assert not layer.projections.take(**arguments, position_embeddings=(half, half))
         assert not layer.projections.take(**arguments, position_embeddings=(whole.float(), whole.float()))
+        assert not layer.projections.take(**arguments)
+        arguments["hidden_states"] = hidden_1TC.view(2, 1, WIDTH)
+        assert not layer.projections.take(**arguments, position_embeddings=(whole, whole)), "rows"
+    arguments["hidden_states"] = hidden_1TC
     assert not layer.projections.take(**arguments, position_embeddings=(whole, whole)), "gradients"
 
 
@@ -170,3 +216,10 @@ def test_without_pages_it_is_the_familys() -> None:
             for each in (layer, plain)
         )
     assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize(("rows", "norm_width"), [(33, 32), (96, 64), (96, 0)])
+def test_heads_and_norms_that_do_not_fill_the_outputs_are_refused(rows: int, norm_width: int) -> None:
+    part = (1, 0, 1, 0, rows, 1, norm_width, 1e-5, True)
+    with pytest.raises(ValueError, match=f"{rows} outputs in heads of 32, norms of {norm_width}"):
+        kernels.project(1, 1, 1, 1, 0, 32, 32, 1, (part, part, part))
