@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pgmoe.experts.compute import _to_host
 from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.gating.pregated import Pregated
 from pgmoe.layout import BlobLayout, ExpertFFN, ExpertLayer, Extent
