@@ -78,15 +78,15 @@ static inline WITH_AMX void transpose(const __m512 in[SIDE], __m512 out[SIDE]) {
     }
 }
 
-/* exp(x) by Cephes' polynomial, to about one unit in the last place; infinite where it is nearly, and never less than
-   the smallest normal number, since others take the processor very long. */
+/* exp(x) to one unit in the last place, by the polynomial of Sleef, with which torch computes; infinite where it is nearly,
+   and never less than the smallest normal number, since others take the processor very long. */
 static inline WITH_AMX __m512 exponential(__m512 x) {
-    const float factors[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f};
+    const float factors[] = {1.3930435525e-3f, 8.3333607763e-3f, 4.1666485369e-2f, 1.6666667163e-1f, 0.5f};
     x = _mm512_max_ps(_mm512_set1_ps(-87), _mm512_min_ps(_mm512_set1_ps(100), x)); /* keeps what is no number */
     __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), 0);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 y = _mm512_set1_ps(1.9875691500e-4f);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145751953125f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.428606765330187e-6f), r);
+    __m512 y = _mm512_set1_ps(1.9852761761e-4f);
     for (int i = 0; i < 5; i++) y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(factors[i]));
     y = _mm512_add_ps(_mm512_fmadd_ps(y, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1));
     return _mm512_scalef_ps(y, n);

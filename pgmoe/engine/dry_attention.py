@@ -31,6 +31,8 @@ class DryAttention(GatheredAttention):
         super().__init__(pool)
         self._taken = [on_cpu and takes(shape, pool.block_tokens) for shape in pool.shapes]
         self._plans: dict[Visible, tuple[Tensor, ...]] = {}
+        self.gathered = False
+        """Whether torch's own attention has stood in for kernels."""
 
     def begin(self, packed: PackedTokens) -> None:
         """See Attention."""
@@ -41,16 +43,19 @@ class DryAttention(GatheredAttention):
     def own(self, layer: int, queries_TQD: Tensor, rule: AttentionRule) -> Tensor:
         """See Attention."""
         if not self._taken[layer] or rule.bias is not None or rule.expand is not None:
+            self.gathered = True
             return super().own(layer, queries_TQD, rule)
         if rule.visible not in self._plans:
             spans_T2 = asked(self._packed, rule.visible)
             lengths = [segment.end for segment in self._packed.segments]
-            self._plans[rule.visible] = (spans_T2, *self._tables(layer, queries_TQD, lengths))
+            made = self._tables(layer, queries_TQD, lengths)
+            self._plans[rule.visible] = spans_T2, self._packed.rows_T, *made
         return self._made(layer, queries_TQD)
 
     def context(self, layer: int, queries_TQD: Tensor, scale: float) -> Tensor:
         """See Attention."""
         if not self._taken[layer]:
+            self.gathered = True
             return super().context(layer, queries_TQD, scale)
         if everything not in self._plans:
             spans_T2 = queries_TQD.new_empty(len(queries_TQD), 2, dtype=torch.int32)

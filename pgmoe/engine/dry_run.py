@@ -7,12 +7,14 @@ Shape letters as in `experts.compute`; R rows: one for each token and expert tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pgmoe.cpu.kernel_tokens import most_rows, row_elements, suits
+from pgmoe.cpu.kernels import BLOCK, available
 from pgmoe.cpu.products import packed_rows
 from pgmoe.engine.block_manager import BLOCK_TOKENS
 from pgmoe.engine.dry_attention import DryAttention
@@ -32,6 +34,7 @@ from pgmoe.kv.pool import KvPool
 from pgmoe.layout import ExpertLayer
 from pgmoe.models.families import find_sockets
 from pgmoe.models.loader import ModelPlan
+from pgmoe.models.moe_blocks import router_of
 from pgmoe.models.paged import PagedModel, ignore_length
 
 META = torch.device("meta")
@@ -58,14 +61,19 @@ class DryRun:
         for socket, routed in zip(find_sockets(plan.skeleton), experts, strict=True):
             socket.module.routed_experts = routed  # type: ignore[assignment]
         for module in plan.skeleton.modules():
+            found = router_of(module)
             if type(module) is nn.Linear:
                 module.__class__ = _DryLinear
+            elif found is not None and not isinstance(router := found[1], nn.Linear):
+                kind: Any = type(router)
+                router.__class__ = _dry_router(kind)
         self._weights = [*_weights(plan.skeleton), *(t for e in experts for t in e.stored.values())]
         ignore_length(plan.skeleton)
         with LiveBytes(forms=self._forms):  # for the forms
             shapes = layer_shapes(plan.skeleton) if paged else None
         self.shapes = shapes
         """What each layer keeps of a token in the pool; None where each sequence has a cache of its own."""
+        self._by_torch = self.shapes is None or not available() or not _suit(plan)
         if self.shapes is None and self._facts.is_encoder_decoder:
             why = (
                 "its attention cannot be paged" if paged else "batch_invariant is for decoders; leave it out"
@@ -85,6 +93,11 @@ class DryRun:
         short, long = (self._kept(length) for length in PROBES)
         token_bytes = (long - short) // (PROBES[1] - PROBES[0])
         return KvSize(token_bytes, fixed_bytes=short - PROBES[0] * token_bytes)
+
+    @property
+    def by_torch(self) -> bool:
+        """Whether torch's library multiplies matrices, as far as the steps show that were asked for."""
+        return self._by_torch
 
     def workspace_bytes(self, num_tokens: int, prefill_chunk: int) -> int:
         """Most bytes that a step holds besides weights and what is kept, with sequences of `num_tokens`, and
@@ -127,11 +140,13 @@ class DryRun:
         """Bytes that a step of these holds at most."""
         assert self.shapes is not None
         pool = KvPool(self.shapes, 1, BLOCK_TOKENS, META)
-        pages = Pages(pool, DryAttention(pool, on_cpu=self._on_cpu))
+        attention = DryAttention(pool, on_cpu=self._on_cpu)
+        pages = Pages(pool, attention)
         runner = PagedRunner(PagedModel(self._model, pages), pages, pool, META, _nobody)
         kept = [tensor for layer in pool.layers for tensor in (layer.keys, layer.values)]
         with LiveBytes(kept, self._weights, self._forms) as live:
             _checked(runner.run(parts))
+        self._by_torch |= attention.gathered
         peak: int = live.peak
         return peak
 
@@ -149,20 +164,47 @@ class DryRun:
         return _num_bytes(_tensors(runner.kept()))
 
 
+def _suit(plan: ModelPlan) -> bool:
+    """Whether kernels for CPUs take all experts and linear layers."""
+    linear = [module for module in plan.skeleton.modules() if isinstance(module, nn.Linear)]
+    experts = all((widths := layer.swiglu_widths) and suits(layer, widths[0]) for layer in plan.layers)
+    return experts and not any(layer.in_features % BLOCK for layer in linear)
+
+
 def _prompt(num_tokens: int) -> Part:
     return Part(sequence_id="", token_ids=(0,) * num_tokens, start=0)
 
 
 class _DryLinear(nn.Linear):
-    """Also makes what a kernel packs. (So do routers, but no more than the experts after them.)"""
+    """Also makes what a kernel packs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        num_tokens = x.numel() // self.in_features
-        num_rows = packed_rows(num_tokens, self.out_features) if x.dtype == torch.bfloat16 else 0
-        packed = x.new_empty(num_rows * self.in_features)
+        packed = _packed(x, self.weight)
         out = super().forward(x)
         del packed
         return out
+
+
+class _DryRouter(nn.Module):
+    """The same, mixed into a family's router."""
+
+    def forward(self, x: Tensor, *args: object) -> Any:
+        packed = _packed(x, getattr(self, "weight", None))
+        out = super().forward(x, *args)
+        del packed
+        return out
+
+
+@cache
+def _dry_router(kind: Any) -> Any:
+    return kind if issubclass(kind, _DryRouter) else type(f"Dry{kind.__name__}", (_DryRouter, kind), {})
+
+
+def _packed(x: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None or weight.ndim != 2 or x.dtype != torch.bfloat16:
+        return x.new_empty(0)
+    num_outputs, num_inputs = weight.shape
+    return x.new_empty(packed_rows(x.numel() // num_inputs, num_outputs) * num_inputs)
 
 
 class _DryExperts:

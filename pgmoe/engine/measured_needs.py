@@ -52,12 +52,15 @@ def measuring(plan: ModelPlan, config: EngineConfig, device: torch.device) -> Ca
     kv, longest = dry_run.kv_size(), check_context(config.max_model_len, context_of(plan.config))
 
     def needs(prefill_chunk: int) -> Needs:
-        kept = _kept_bytes(plan, config, prefill_chunk) if device.type == "cpu" else 0
+        def workspace(num_tokens: int) -> int:
+            step = max(dry_run.workspace_bytes(num_tokens, prefill_chunk), sampling)
+            if device.type != "cpu":
+                return step
+            return step + _kept_bytes(plan, config, prefill_chunk, by_torch=dry_run.by_torch)
+
         return Needs(
             kv=kv,
-            workspace=lambda num_tokens: (
-                max(dry_run.workspace_bytes(num_tokens, prefill_chunk), sampling) + kept
-            ),
+            workspace=workspace,
             max_running=config.max_running,
             prefill_chunk=prefill_chunk,
             shapes=dry_run.shapes,
@@ -67,9 +70,13 @@ def measuring(plan: ModelPlan, config: EngineConfig, device: torch.device) -> Ca
     return needs
 
 
-def _kept_bytes(plan: ModelPlan, config: EngineConfig, prefill_chunk: int) -> int:
-    """Of a CPU's memory, what steps with such chunks leave for the next one, or hold beside tensors."""
-    kept = RUNTIME_BYTES + KERNEL_CACHE_ENTRIES * KERNEL_BYTES[plan.layers[0].dtype.itemsize]
+def _kept_bytes(plan: ModelPlan, config: EngineConfig, prefill_chunk: int, *, by_torch: bool) -> int:
+    """Of a CPU's memory, what steps with such chunks leave for the next one, or hold beside tensors.
+
+    Where torch's library does not multiply the model's matrices, it still does a few of float32.
+    """
+    element_bytes = plan.layers[0].dtype.itemsize if by_torch else torch.float32.itemsize
+    kept = RUNTIME_BYTES + KERNEL_CACHE_ENTRIES * KERNEL_BYTES[element_bytes]
     kept += config.num_readers * max(map(_scratch_bytes, plan.layers))
     kept += Ledger.num_bytes(prefill_chunk + config.max_running, [layer.top_k for layer in plan.layers])
     if config.admission == "experts":

@@ -95,5 +95,4 @@ def _to_host(ids_NK: Tensor, ahead_NK: Tensor | None) -> tuple[Tensor, Tensor | 
     if ahead_NK is None:
         return ids_NK.cpu(), None
     both = torch.cat([ids_NK, ahead_NK], dim=1).cpu()
-    # Apart, as the ledger keeps the former.
-    return both[:, : ids_NK.shape[1]].contiguous(), both[:, ids_NK.shape[1] :]
+    return both[:, : ids_NK.shape[1]], both[:, ids_NK.shape[1] :]

@@ -5,7 +5,7 @@ Shape letters: N tokens, K experts per token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,7 @@ class Ledger:
         self._uses: dict[str, Uses] = {}
         self._sequences: tuple[str, ...] = ()
         self._owners_N = np.zeros(0, np.int64)
-        self._entries: list[tuple[Tensor, int, frozenset[int]]] = []
+        self._entries: list[tuple[np.ndarray, int, Collection[int]]] = []
 
     def begin(self, sequences: Sequence[str], num_tokens: Sequence[int]) -> None:
         """A pass of these sequences' tokens begins, so many of each in this order."""
@@ -42,16 +42,15 @@ class Ledger:
         for sequence in sequences:
             self._uses.setdefault(sequence, Uses())
 
-    def enter(self, ids_NK: Tensor, num_experts: int, missing: frozenset[int]) -> None:
-        """A layer used these experts, which nobody changes until they are counted (on the host; those at or
-        above `num_experts` stand for none)."""
+    def enter(self, ids_NK: Tensor, num_experts: int, missing: Collection[int]) -> None:
+        """A layer used these experts (on the host; those at or above `num_experts` stand for none)."""
         if len(ids_NK) == len(self._owners_N):  # or nobody announced the pass: who runs the model by himself
-            self._entries.append((ids_NK, num_experts, missing))
+            self._entries.append((ids_NK.numpy().astype(np.int32), num_experts, frozenset(missing)))
 
     @staticmethod
     def num_bytes(num_tokens: int, top_ks: Sequence[int]) -> int:
         """Of a pass of so many tokens, before it is counted."""
-        return 8 * num_tokens * sum(top_ks)
+        return 4 * num_tokens * sum(top_ks)
 
     def take(self) -> dict[str, Uses]:
         """What was entered since the last time, by sequence; the pass is over."""
@@ -66,9 +65,7 @@ class Ledger:
         if not entries:
             return
         num_sequences, widest = len(self._sequences), max(num_experts for _, num_experts, _ in entries)
-        used = np.concatenate(
-            [self._used(n, ids_NK.numpy(), num, widest) for n, (ids_NK, num, _) in enumerate(entries)]
-        )
+        used = np.concatenate([self._used(n, *entry[:2], widest) for n, entry in enumerate(entries)])
         missing = [n * widest + e for n, (_, _, missing) in enumerate(entries) for e in missing]
         owners = used // widest % num_sequences
         experts = used // (widest * num_sequences) * widest + used % widest

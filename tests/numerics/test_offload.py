@@ -27,6 +27,7 @@ from tests.support.checkpoints import (
 from tests.support.damage import WEIGHTS, Original, cut_experts, edit_header
 from tests.support.mixtures import first_difference
 from tests.support.runs import Prompts, Run, all_logits, run, smallest_budget
+from tests.support.ties import choose_the_first
 
 DTYPES = (torch.float32, torch.bfloat16)
 PROMPTS = Prompts.random(seed=20)
@@ -124,8 +125,9 @@ TRANSFORMERS_OWN = [p for p in FAMILIES if p not in ENCODER_DECODER_FAMILIES]
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("family", TRANSFORMERS_OWN)
 def test_offloaded_equals_transformers_own_model_to_the_bit(
-    tiny: TinyCheckpoints, family: str, dtype: torch.dtype
+    tiny: TinyCheckpoints, family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    choose_the_first(monkeypatch)
     # Switch and NLLB-MoE have golden outputs of a transformers release whose blocks are right.
     folder = tiny(family, dtype)
     model = transformers.AutoModelForCausalLM.from_pretrained(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,12 +18,20 @@ from pgmoe.selftest import read_plainly, run_selftest
 from tests.conftest import QuantisedCheckpoints
 from tests.support.quantised import FP8_KINDS, KINDS, save_dequantised
 from tests.support.runs import Prompts, Run, all_logits, run, smallest_budget
+from tests.support.ties import choose_the_first
 
 PROMPTS = Prompts.random(seed=31)
 CPU = torch.device("cpu")
 LOADABLE = ("fp8 deepseek even", "fp8 qwen3", "mxfp4 gpt_oss")
 """Of sizes that transformers dequantises itself."""
 Resident = Callable[[str], Run]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _choosing_the_first() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        choose_the_first(patch)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pgmoe.experts.compute import _to_host
 from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.gating.pregated import Pregated
 from pgmoe.layout import BlobLayout, ExpertFFN, ExpertLayer, Extent
@@ -159,10 +158,3 @@ def test_tokens_without_experts_come_out_as_zeros(parts: PoolParts) -> None:
         out = experts(hidden, index, torch.ones(num_tokens, 2))
         assert torch.equal(out, torch.zeros_like(hidden))
     assert parts.stats.num_misses == 0
-
-
-def test_ids_that_were_asked_for_with_those_ahead_are_kept_without_them() -> None:
-    """The ledger keeps them to the end of the pass, and their memory is planned."""
-    ids, ahead = _to_host(torch.tensor([[1, 2], [3, 4]]), torch.tensor([[5, 6, 7], [8, 9, 0]]))
-    assert (ids.tolist(), ahead.tolist()) == ([[1, 2], [3, 4]], [[5, 6, 7], [8, 9, 0]])
-    assert ids.untyped_storage().nbytes() == ids.nbytes

@@ -11,7 +11,7 @@ from tests.support.fresh import fresh_seed
 def test_each_sequence_is_told_of_the_experts_that_its_own_tokens_used() -> None:
     ledger = Ledger()
     ledger.begin(["a", "b"], [1, 2])
-    ledger.enter(torch.tensor([[0, 3], [3, 1], [1, 4]]), 4, missing=frozenset({3}))  # 4 stands for none
+    ledger.enter(torch.tensor([[0, 3], [3, 1], [1, 4]]), 4, missing={3})  # 4 stands for none
     assert ledger.take() == {"a": Uses(hits=1, misses=1), "b": Uses(hits=1, misses=1)}
     assert ledger.take() == {}
 
@@ -19,16 +19,16 @@ def test_each_sequence_is_told_of_the_experts_that_its_own_tokens_used() -> None
 def test_passes_of_one_step_add_up() -> None:
     ledger = Ledger()
     ledger.begin(["a"], [3])
-    ledger.enter(torch.tensor([[0], [1], [0]]), 2, missing=frozenset({0, 1}))
+    ledger.enter(torch.tensor([[0], [1], [0]]), 2, missing={0, 1})
     ledger.begin(["a", "b"], [1, 1])
-    ledger.enter(torch.tensor([[0], [0]]), 2, missing=frozenset())
+    ledger.enter(torch.tensor([[0], [0]]), 2, missing=())
     assert ledger.take() == {"a": Uses(hits=1, misses=2), "b": Uses(hits=1, misses=0)}
 
 
 def test_a_pass_that_nobody_announced_is_left_out() -> None:
     ledger = Ledger()
     ledger.begin(["a"], [3])
-    ledger.enter(torch.tensor([[0]]), 2, missing=frozenset({0}))
+    ledger.enter(torch.tensor([[0]]), 2, missing={0})
     assert ledger.take() == {"a": Uses()}
 
 
@@ -43,7 +43,9 @@ def test_counts_are_those_of_sets() -> None:
             num_experts, top_k = draw.randint(3, 9), draw.randint(1, 3)
             ids = [draw.sample(range(num_experts + 1), top_k) for _ in range(sum(rows))]
             missing = set(draw.sample(range(num_experts), 2))
-            ledger.enter(torch.tensor(ids), num_experts, frozenset(missing))
+            given = torch.tensor(ids)
+            ledger.enter(given, num_experts, missing)
+            given.zero_()  # whose memory is the model's
             for name, num_rows in zip(names, rows, strict=True):
                 own, ids = ids[:num_rows], ids[num_rows:]
                 used = {e for row in own for e in row if e < num_experts}
