@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 
-import torch  # noqa: F401  its OpenMP library is to be there first, so that the kernels' threads are its own
+from torch import (
+    Tensor,
+)  # torch's OpenMP library is to be there first, so that the kernels' threads are its own
 
 try:
     from pgmoe.cpu import _kernels as kernels
@@ -13,7 +15,7 @@ except ImportError as error:
     _missing = f"not built when pgmoe was installed, which takes a C compiler ({error})"
 
 __all__ = [
-    "BLOCK", "MOST_CHOICES", "MOST_EXPERTS", "MOST_WIDTH", "SIDE", "SLAB", "available", "kernels",
+    "BLOCK", "MOST_CHOICES", "MOST_EXPERTS", "MOST_WIDTH", "SIDE", "SLAB", "address", "available", "kernels",
     "padded", "reason",
 ]  # fmt: skip
 
@@ -46,6 +48,11 @@ def reason() -> str | None:
 def available() -> bool:
     """Whether they can be called here."""
     return reason() is None
+
+
+def address(tensor: Tensor | None) -> int:
+    """As kernels take it; 0 for nothing."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def padded(num_tokens: int) -> int:

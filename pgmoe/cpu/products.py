@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pgmoe.cpu.kernels import BLOCK, SLAB, available, kernels, padded
+from pgmoe.cpu.kernels import BLOCK, SLAB, address, available, kernels, padded
 
 
 def takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
@@ -52,7 +52,7 @@ def multiply(x: Tensor, weight: Tensor, out: Tensor, bias: Tensor | None = None)
     kernels.multiply(
         x.data_ptr(),
         weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
+        address(bias),
         out.data_ptr(),
         scratch.data_ptr(),
         num_tokens,

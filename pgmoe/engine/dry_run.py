@@ -7,7 +7,6 @@ Shape letters as in `experts.compute`; R rows: one for each token and expert tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from pgmoe.kv.pool import KvPool
 from pgmoe.layout import ExpertLayer
 from pgmoe.models.families import find_sockets
 from pgmoe.models.loader import ModelPlan
+from pgmoe.models.mixed import mixed
 from pgmoe.models.moe_blocks import router_of
 from pgmoe.models.paged import PagedModel, ignore_length
 
@@ -64,16 +64,17 @@ class DryRun:
             found = router_of(module)
             if type(module) is nn.Linear:
                 module.__class__ = _DryLinear
-            elif found is not None and not isinstance(router := found[1], nn.Linear):
+            elif found is not None and not isinstance(router := found[1], nn.Linear | _DryRouter):
                 kind: Any = type(router)
-                router.__class__ = _dry_router(kind)
+                router.__class__ = mixed("Dry", _DryRouter, kind)
         self._weights = [*_weights(plan.skeleton), *(t for e in experts for t in e.stored.values())]
         ignore_length(plan.skeleton)
         with LiveBytes(forms=self._forms):  # for the forms
             shapes = layer_shapes(plan.skeleton) if paged else None
         self.shapes = shapes
         """What each layer keeps of a token in the pool; None where each sequence has a cache of its own."""
-        self._by_torch = self.shapes is None or not available() or not _suit(plan)
+        # An encoder attends by torch.
+        self._by_torch = self.shapes is None or self._facts.is_encoder_decoder or not _suit(plan)
         if self.shapes is None and self._facts.is_encoder_decoder:
             why = (
                 "its attention cannot be paged" if paged else "batch_invariant is for decoders; leave it out"
@@ -165,10 +166,10 @@ class DryRun:
 
 
 def _suit(plan: ModelPlan) -> bool:
-    """Whether kernels for CPUs take all experts and linear layers."""
+    """Whether kernels for CPUs take all experts and linear layers here."""
     linear = [module for module in plan.skeleton.modules() if isinstance(module, nn.Linear)]
     experts = all((widths := layer.swiglu_widths) and suits(layer, widths[0]) for layer in plan.layers)
-    return experts and not any(layer.in_features % BLOCK for layer in linear)
+    return available() and experts and not any(layer.in_features % BLOCK for layer in linear)
 
 
 def _prompt(num_tokens: int) -> Part:
@@ -193,11 +194,6 @@ class _DryRouter(nn.Module):
         out = super().forward(x, *args)
         del packed
         return out
-
-
-@cache
-def _dry_router(kind: Any) -> Any:
-    return kind if issubclass(kind, _DryRouter) else type(f"Dry{kind.__name__}", (_DryRouter, kind), {})
 
 
 def _packed(x: Tensor, weight: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pgmoe.attention_rule import AttentionRule
-from pgmoe.cpu.kernels import BLOCK, MOST_WIDTH, SIDE, available, kernels
+from pgmoe.cpu.kernels import BLOCK, MOST_WIDTH, SIDE, address, available, kernels
 from pgmoe.kv.attention import Attention
 from pgmoe.kv.packed import PackedTokens
 from pgmoe.kv.planned import PlannedAttention
@@ -90,7 +90,7 @@ class _Plan:
             head_stride,
             pages.keys.data_ptr(),
             pages.values.data_ptr(),
-            0 if sinks_Q is None else sinks_Q.data_ptr(),
+            address(sinks_Q),
             out_TQV.data_ptr(),
             self.table.blocks.data_ptr(),
             self.spans.both.data_ptr(),

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import inspect
 import logging
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pgmoe.cpu import products
-from pgmoe.cpu.kernels import MOST_EXPERTS, kernels
+from pgmoe.cpu.kernels import MOST_EXPERTS, address, kernels
+from pgmoe.models.mixed import mixed
 from pgmoe.models.pre_gate import PreGatedRouter, family_of, swap_family
 
 _logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def _swap(router: Any, weight: Tensor, top_k: int) -> None:
         given = _route(x_TD, weight, bias, top_k, normalises, expected[1].dtype)
         if _same(given, expected):
             router.normalises, router.weights_dtype = normalises, expected[1].dtype
-            swap_family(router, _kernel_class)
+            swap_family(router, lambda family: mixed("Kernel", _KernelRouter, family))
             return
     raise ValueError("the kernel chooses otherwise")
 
@@ -88,7 +88,7 @@ def _route(
     kernels.route(
         hidden.data_ptr(),
         weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
+        address(bias),
         logits_TE.data_ptr(),
         scratch.data_ptr(),
         num_tokens,
@@ -117,9 +117,3 @@ def _same(given: tuple[Tensor, Tensor, Tensor], expected: Any) -> bool:
         and torch.equal(*chosen)
         and torch.allclose(given[1].float(), weights_TK.float(), rtol=max(2 * step, 1e-5), atol=1e-30)
     )
-
-
-@cache
-def _kernel_class(kind: Any) -> Any:
-    """A subclass, so that transformers' hooks on routers of this class still find it."""
-    return type(f"Kernel{kind.__name__}", (_KernelRouter, kind), {"__module__": kind.__module__})

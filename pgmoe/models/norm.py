@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import inspect
 import logging
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pgmoe.cpu.kernels import SIDE, kernels
+from pgmoe.models.mixed import mixed
 
 _logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def use_kernel(norm: nn.Module) -> None:
     kind: Any = type(norm)
     takes_one = [*inspect.signature(kind.forward).parameters] == ["self", "hidden_states"]
     if takes_one and [name for name, _ in norm.named_parameters()] == ["weight"] and _is_plain(norm, epsilon):
-        norm.__class__ = _kernel_class(kind)
+        norm.__class__ = mixed("Kernel", _KernelNorm, kind)
 
 
 def is_kernel_norm(norm: nn.Module) -> bool:
@@ -89,9 +89,3 @@ def _is_plain(norm: nn.Module, epsilon: float) -> bool:
     except Exception as error:  # whatever it takes: it is no plain norm
         _logger.debug("%s is no plain norm: %r", type(norm).__name__, error)
         return False
-
-
-@cache
-def _kernel_class(norm: Any) -> Any:
-    """A subclass, so that transformers' hooks on norms of this class still find it."""
-    return type(f"Kernel{norm.__name__}", (_KernelNorm, norm), {"__module__": norm.__module__})

@@ -12,7 +12,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel
 
 from pgmoe.errors import UnsupportedModel
 from pgmoe.models.early import EarlyBlock
+from pgmoe.models.mixed import mixed
 from pgmoe.models.moe_blocks import MoEBlock, moe_blocks
 from pgmoe.pre_gating import PreGating
 
@@ -165,7 +165,7 @@ def family_of(router: nn.Module) -> Any:
 def swap_family(router: nn.Module, make: Callable[[Any], Any]) -> None:
     """Give a router another class than its family's, made of that; if it is pre-gated, it stays so."""
     made = make(family_of(router))
-    router.__class__ = _pre_gated_class(made) if isinstance(router, PreGatedRouter) else made
+    router.__class__ = mixed("PreGated", PreGatedRouter, made) if isinstance(router, PreGatedRouter) else made
 
 
 def _kind(model: PreTrainedModel, stack: str) -> str:
@@ -204,15 +204,9 @@ def _chain(blocks: Sequence[MoEBlock], level: int) -> GateChain:
             )
     for block in blocks:
         kind: Any = type(block.router)
-        block.router.__class__ = _pre_gated_class(kind)
+        block.router.__class__ = mixed("PreGated", PreGatedRouter, kind)
     routers = [cast(PreGatedRouter, block.router) for block in blocks]
     chain = GateChain([block.name for block in blocks], routers, level)
     for index, router in enumerate(routers):
         router.chain, router.block = chain, index
     return chain
-
-
-@cache
-def _pre_gated_class(router: Any) -> Any:
-    """A subclass, so that transformers' hooks on routers of this class still find it."""
-    return type(f"PreGated{router.__name__}", (PreGatedRouter, router), {"__module__": router.__module__})

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import logging
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -18,11 +17,12 @@ from torch import Tensor, nn
 
 from pgmoe.attention_rule import AttentionRule
 from pgmoe.cpu import products
-from pgmoe.cpu.kernels import BLOCK, kernels
+from pgmoe.cpu.kernels import BLOCK, address, kernels
 from pgmoe.models.attention import MaskRule, PagedCache
 from pgmoe.models.attention_trial import tell
 from pgmoe.models.kv_argument import kv_argument
 from pgmoe.models.linear import KernelLinear
+from pgmoe.models.mixed import mixed
 from pgmoe.models.norm import is_kernel_norm
 
 _logger = logging.getLogger(__name__)
@@ -132,16 +132,10 @@ def use_kernel(layer: nn.Module) -> None:
 
 def _part(layer: Any, out: Tensor, rows_T: Tensor | None, norm: Any, *, rotates: bool) -> tuple[Any, ...]:
     """One product, and what follows it."""
-    weight, bias = layer.weight, layer.bias
-    return (
-        weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        out.data_ptr(),
-        0 if rows_T is None else rows_T.data_ptr(),
-        len(weight),
-        *((0, 0, 0.0) if norm is None else (norm.weight.data_ptr(), len(norm.weight), norm.variance_epsilon)),
-        rotates,
-    )
+    weight = layer.weight
+    of_norm = (0, 0, 0.0) if norm is None else (address(norm.weight), len(norm.weight), norm.variance_epsilon)
+    pointers = address(weight), address(layer.bias), address(out), address(rows_T)
+    return *pointers, len(weight), *of_norm, rotates
 
 
 def _has_parts(layer: Any) -> bool:
@@ -177,13 +171,7 @@ def _swap(layer: Any, kind: Any) -> None:
     if rule.sinks is not None and not sinks:
         raise ValueError("its sinks are made anew")
     layer.projections = Projections(layer, rule.scale, sinks[0] if sinks else None)
-    layer.__class__ = _kernel_class(kind)
+    layer.__class__ = mixed("Kernel", _KernelSelfAttention, kind)
     after = tell(layer, argument, *shape)
     if not after.by_room or not after.same(before):
         raise ValueError("the kernel gives something else")
-
-
-@cache
-def _kernel_class(kind: Any) -> Any:
-    """A subclass, so that transformers' hooks on layers of this class still find it."""
-    return type(f"Kernel{kind.__name__}", (_KernelSelfAttention, kind), {"__module__": kind.__module__})

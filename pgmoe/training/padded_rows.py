@@ -6,12 +6,12 @@ letters: T tokens of an expert, D model width.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pgmoe.models.mixed import mixed
 from pgmoe.models.moe_blocks import moe_blocks
 
 GRANULE = 64
@@ -44,11 +44,6 @@ def pad_rows(model: nn.Module) -> int:
             experts = model.get_submodule(block.name).get_submodule("experts")
             for expert in experts.children() if isinstance(experts, nn.ModuleDict | nn.ModuleList) else ():
                 kind: Any = type(expert)
-                expert.__class__ = kind if issubclass(kind, PaddedRows) else _padded_class(kind)
+                expert.__class__ = kind if issubclass(kind, PaddedRows) else mixed("Padded", PaddedRows, kind)
                 num_experts += 1
     return num_experts
-
-
-@cache
-def _padded_class(expert: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Padded{expert.__name__}", (PaddedRows, expert), {"__module__": expert.__module__})
