@@ -16,7 +16,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { VERSION = 3 }; /* another one where arguments change */
+enum { VERSION = 4 }; /* another one where arguments change */
 
 /* One batch after another, each of which may take what the one before it gave. */
 static void multiply_in_turn(Batch *batches, int count, int threads) {
@@ -78,94 +78,7 @@ static PyObject *multiply_one(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-typedef struct {
-    const int64_t *ids;
-    const uint16_t *x;
-    uint16_t *y, *scratch;
-    long n, k, d, i;
-} Tokens;
-
-/* Where the next expert's choices and numbers go. */
-typedef struct {
-    int *x_rows, *y_rows;
-    uint16_t *scratch;
-} Room;
-
-/* Both products of one expert, for the choices in which it stands. */
-static void enter(const Tokens *t, int64_t expert, Product *up, Product *down, Room *room) {
-    long tokens = 0;
-    for (long at = 0; at < t->n * t->k; at++)
-        if (t->ids[at] == expert) {
-            room->x_rows[tokens] = (int)(at / t->k);
-            room->y_rows[tokens++] = (int)at;
-        }
-    long padded = rounded_up(tokens);
-    uint16_t *packed_x = room->scratch, *packed_h = packed_x + padded * t->d, *u = packed_h + padded * t->i;
-    *up = (Product){up->w, t->x, NULL, NULL, u, room->x_rows, NULL, tokens, 2 * t->i, (uint32_t *)packed_x};
-    *down = (Product){down->w, u, NULL, NULL, t->y, NULL, room->y_rows, tokens, t->d, (uint32_t *)packed_h};
-    *room = (Room){room->x_rows + tokens, room->y_rows + tokens, u + tokens * 2 * t->i};
-}
-
-/* [(expert, up (2I, D), down (D, I)), ...], ids (N, K) int64, x (N, D), y (N * K, D), scratch and its elements,
-   N, K, D, I, threads: the rows of y of all choices in which one of these distinct experts stands */
-static PyObject *apply_experts(PyObject *module, PyObject *args) {
-    (void)module;
-    PyObject *list;
-    unsigned long long ids, x, y, scratch;
-    long elements;
-    Tokens t;
-    int threads;
-    if (!PyArg_ParseTuple(args, "O!KKKKllllli", &PyList_Type, &list, &ids, &x, &y, &scratch, &elements, &t.n, &t.k,
-                          &t.d, &t.i, &threads))
-        return NULL;
-    t.ids = address(ids), t.x = address(x), t.y = address(y), t.scratch = address(scratch);
-    size_t count = (size_t)PyList_Size(list), choices = (size_t)(t.n * t.k);
-    Product *products = PyMem_Calloc(2 * count + 1, sizeof(Product));
-    int *rows = PyMem_Malloc((2 * choices + 1) * sizeof(int));
-    Room room = {rows, rows + choices, t.scratch};
-    int fine = products != NULL && rows != NULL;
-    if (!fine) PyErr_NoMemory();
-    for (size_t i = 0; fine && i < count; i++) {
-        long long expert;
-        unsigned long long up, down;
-        fine = PyArg_ParseTuple(PyList_GetItem(list, (Py_ssize_t)i), "LKK", &expert, &up, &down);
-        if (!fine) break;
-        products[i].w = address(up), products[count + i].w = address(down);
-        enter(&t, expert, products + i, products + count + i, &room);
-    }
-    if (fine && room.scratch - t.scratch > elements) {
-        PyErr_SetString(PyExc_ValueError, "scratch is too small");
-        fine = 0;
-    }
-    if (fine) {
-        Batch batches[] = {{products, (long)count, t.d, 0, 0, 0}, {products + count, (long)count, t.i, 1, 0, 0}};
-        Py_BEGIN_ALLOW_THREADS;
-        multiply_in_turn(batches, 2, threads);
-        Py_END_ALLOW_THREADS;
-    }
-    PyMem_Free(products);
-    PyMem_Free(rows);
-    if (!fine) return NULL;
-    Py_RETURN_NONE;
-}
-
-/* ids (N, K) int64, weights (N, K) float32, y (N * K, D), out (N, D), N, K, D, num_experts, threads */
-static PyObject *add_up_choices(PyObject *module, PyObject *args) {
-    (void)module;
-    unsigned long long ids, weights, y, out;
-    Sum s;
-    long num_experts;
-    int threads;
-    if (!PyArg_ParseTuple(args, "KKKKlllli", &ids, &weights, &y, &out, &s.n, &s.k, &s.d, &num_experts, &threads))
-        return NULL;
-    if (s.k > MOST_CHOICES) return PyErr_Format(PyExc_ValueError, "more than %d choices", MOST_CHOICES);
-    s.ids = address(ids), s.weights = address(weights), s.y = address(y), s.out = address(out);
-    s.num_experts = num_experts;
-    Py_BEGIN_ALLOW_THREADS;
-    add_up_all(&s, threads);
-    Py_END_ALLOW_THREADS;
-    Py_RETURN_NONE;
-}
+#include "choices.h"
 
 /* queries (T, Q, D) and how far apart tokens and heads are in it, keys (P, H, D), values (P, H, V), sinks (Q) float32 or
    0, out (T, Q, V), blocks and spans (T, 2) and tiles (N, 5) int32, N, scale, H, Q / H, D, V, tokens of a block,
@@ -190,16 +103,29 @@ static PyObject *attend_all(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* x (T, D), w (D), y (T, D), T, D, epsilon, threads */
+/* x (T, D), what is added to it and their sum (T, D) or 0 and 0, w (D), y (T, D), T, D, epsilon, threads */
 static PyObject *normalise_rows(PyObject *module, PyObject *args) {
     (void)module;
-    unsigned long long x, w, y;
+    unsigned long long x, added, sum, w, y;
     long tokens, d;
     float epsilon;
     int threads;
-    if (!PyArg_ParseTuple(args, "KKKllfi", &x, &w, &y, &tokens, &d, &epsilon, &threads)) return NULL;
+    if (!PyArg_ParseTuple(args, "KKKKKllfi", &x, &added, &sum, &w, &y, &tokens, &d, &epsilon, &threads)) return NULL;
     Py_BEGIN_ALLOW_THREADS;
-    normalise_all(address(x), address(w), address(y), tokens, d, epsilon, threads);
+    normalise_all(address(x), address(added), address(sum), address(w), address(y), tokens, d, epsilon, threads);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+/* x, what is added to it, their sum (T, D), T, D, threads */
+static PyObject *add_rows(PyObject *module, PyObject *args) {
+    (void)module;
+    unsigned long long x, added, sum;
+    long tokens, d;
+    int threads;
+    if (!PyArg_ParseTuple(args, "KKKlli", &x, &added, &sum, &tokens, &d, &threads)) return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    add_all(address(x), address(added), address(sum), tokens, d, threads);
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
 }
@@ -266,11 +192,13 @@ static PyMethodDef methods[] = {
     {"supported", supported, METH_NOARGS, "Whether this machine can run the others."},
     {"multiply", multiply_one, METH_VARARGS, "See pgmoe.cpu.products."},
     {"apply_experts", apply_experts, METH_VARARGS, "See pgmoe.cpu.kernel_tokens."},
+    {"count", count_choices, METH_VARARGS, "See pgmoe.cpu.kernel_tokens."},
     {"add_up", add_up_choices, METH_VARARGS, "See pgmoe.cpu.kernel_tokens."},
     {"attend", attend_all, METH_VARARGS, "See pgmoe.kv.kernel_attention."},
     {"project", project_all, METH_VARARGS, "See pgmoe.models.self_attention."},
     {"route", route_all, METH_VARARGS, "See pgmoe.models.kernel_router."},
     {"normalise", normalise_rows, METH_VARARGS, "See pgmoe.models.norm."},
+    {"add", add_rows, METH_VARARGS, "See pgmoe.models.decoder_layer."},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef definition = {

@@ -50,7 +50,20 @@ def attend(
     threads: int,
     /,
 ) -> None: ...
-def normalise(x: int, w: int, y: int, tokens: int, width: int, epsilon: float, threads: int, /) -> None: ...
+def normalise(
+    x: int,
+    added: int,
+    sum: int,
+    w: int,
+    y: int,
+    tokens: int,
+    width: int,
+    epsilon: float,
+    threads: int,
+    /,
+) -> None: ...
+def add(x: int, added: int, sum: int, tokens: int, width: int, threads: int, /) -> None: ...
+def count(ids: int, choices: int, num_experts: int, /) -> dict[int, int]: ...
 def project(
     x: int,
     cosines: int,

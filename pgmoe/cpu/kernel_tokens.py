@@ -5,7 +5,6 @@ Shape letters: N tokens, K experts per token, D model width, I expert width.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -27,11 +26,10 @@ class KernelTokens:
     def __init__(self, layer: ExpertLayer, hidden: Tensor, ids_NK: Tensor) -> None:
         self._x_ND, self._ids_NK = hidden, ids_NK.contiguous()
         self._num_experts, self._width = layer.num_experts, layer.up_width // 2
-        counts = Counter(ids_NK.flatten().tolist())
-        self._rows = {e: padded(count) for e, count in counts.items() if e < layer.num_experts}
-        self.experts = sorted(self._rows)
+        self._counts = kernels.count(self._ids_NK.data_ptr(), ids_NK.numel(), layer.num_experts)
+        self.experts = [*self._counts]
         self.at_once = max(1, len(self.experts))
-        self._most_rows = max(most_rows(layer, *ids_NK.shape), *self._rows.values(), 0)
+        self._most_rows = most_rows(layer, *ids_NK.shape)
         self._y_CD = hidden.new_empty(ids_NK.numel(), hidden.shape[1])
         self._scratch = hidden.new_empty(self._most_rows * row_elements(layer, hidden.shape[1]))
 
@@ -54,11 +52,12 @@ class KernelTokens:
         batch: list[tuple[int, int, int]] = []
         num_rows = 0
         for expert, weights in experts.items():
-            if batch and num_rows + self._rows[expert] > self._most_rows:
+            rows = padded(self._counts[expert])
+            if batch and num_rows + rows > self._most_rows:
                 self._apply(batch)
                 batch, num_rows = [], 0
             batch.append((expert, weights["up"].data_ptr(), weights["down"].data_ptr()))
-            num_rows += self._rows[expert]
+            num_rows += rows
         self._apply(batch)
 
     def _apply(self, experts: list[tuple[int, int, int]]) -> None:
@@ -79,8 +78,10 @@ class KernelTokens:
 
     def weighted_sum(self, weights_NK: Tensor) -> Tensor:
         """See Tokens."""
-        (num_tokens, top_k), out_ND = self._ids_NK.shape, torch.empty_like(self._x_ND)
-        weights_NK = weights_NK.float().contiguous()
+        (num_tokens, top_k), out_ND = self._ids_NK.shape, self._x_ND.new_empty(self._x_ND.shape)
+        if weights_NK.dtype is not torch.float32:
+            weights_NK = weights_NK.float()
+        weights_NK = weights_NK.contiguous()
         kernels.add_up(
             self._ids_NK.data_ptr(),
             weights_NK.data_ptr(),

@@ -31,7 +31,7 @@ SIDE = 16 if kernels is None else kernels.SIDE
 """Tokens are packed so many at a time."""
 SLAB = 256 if kernels is None else kernels.SLAB
 """Tokens that a dense product packs at a time."""
-_VERSION = 3
+_VERSION = 4
 """As in `_kernels.c`."""
 
 

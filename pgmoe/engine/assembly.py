@@ -145,7 +145,7 @@ def _plug(
 ) -> Ledger:
     """Have every MoE layer take its experts from the pool, blocks that choose early say so, and other modules
     take our kernels."""
-    ledger = Ledger()
+    ledger = Ledger([layer.num_experts for layer in loaded.layers])
     use_kernels(loaded.model)
     plugged = [
         PooledExperts(i, layer, pool, prefetcher, ledger, footprints) for i, layer in enumerate(loaded.layers)

@@ -78,9 +78,11 @@ def _kept_bytes(plan: ModelPlan, config: EngineConfig, prefill_chunk: int, *, by
     element_bytes = plan.layers[0].dtype.itemsize if by_torch else torch.float32.itemsize
     kept = RUNTIME_BYTES + KERNEL_CACHE_ENTRIES * KERNEL_BYTES[element_bytes]
     kept += config.num_readers * max(map(_scratch_bytes, plan.layers))
-    kept += Ledger.num_bytes(prefill_chunk + config.max_running, [layer.top_k for layer in plan.layers])
+    experts_per_layer = [layer.num_experts for layer in plan.layers]
+    most_tokens, top_ks = prefill_chunk + config.max_running, [layer.top_k for layer in plan.layers]
+    kept += Ledger.num_bytes(config.max_running, most_tokens, experts_per_layer, top_ks)
     if config.admission == "experts":
-        kept += Footprints.num_bytes([layer.num_experts for layer in plan.layers], 2 * config.max_running)
+        kept += Footprints.num_bytes(experts_per_layer, 2 * config.max_running)
     return kept
 
 

@@ -73,7 +73,7 @@ class PooledExperts:
             for batch in lent:
                 tokens.apply({expert.index: expert.weights for expert in batch})
         out = tokens.weighted_sum(top_k_weights)
-        self._ledger.enter(ids_NK, self._layer.num_experts, self._pool.missed)
+        self._ledger.enter(self._index, ids_NK, self._pool.missed)
         if self._footprints is not None:
             self._footprints.enter(self._index, ids_NK)
         return out

@@ -1,15 +1,29 @@
-"""One layer's turn with the pool: what is pinned, awaited and missing."""
+"""One layer's turn with the pool: what is lent, pinned, awaited and missing."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
+from pgmoe.experts.ffn import Weights
 from pgmoe.layout import ExpertId
 
 if TYPE_CHECKING:
-    from pgmoe.experts.pool import ExpertPool, LentExpert
+    from pgmoe.experts.pool import ExpertPool
+
+
+@dataclass(frozen=True)
+class LentExpert:
+    """One expert, ready to compute with until the next batch is asked for."""
+
+    index: int
+    weights: Weights
+    copied: torch.Event | None = None
+    """On an accelerator: the copy into its slot, which is to be waited for on the device."""
 
 
 class Lease:
@@ -69,3 +83,9 @@ class Lease:
             raise arrival.error
         self._pool.pin(expert)
         self._ready.append(expert)
+
+
+def lend_all(pool: ExpertPool, experts: Sequence[ExpertId], at_once: int) -> Iterator[list[LentExpert]]:
+    """Batches of experts that are ready and stay so."""
+    for at in range(0, len(experts), at_once):
+        yield [pool.lend(expert) for expert in experts[at : at + at_once]]

@@ -1,6 +1,7 @@
 """Which sequence of a pass found its experts in slots, and which did not.
 
-Shape letters: N tokens, K experts per token.
+Shape letters: N tokens, K experts per token, S sequences of a pass, L MoE layers, G of them with the same K,
+E experts of the largest layer and one more place, for ids that stand for none.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -28,55 +30,64 @@ class Ledger:
     What layers enter is counted once a pass: many small counts would take longer than a layer's other books.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, experts_per_layer: Sequence[int]) -> None:
+        self._nobody_L = np.array(experts_per_layer)
+        """By layer the place for ids of no expert."""
+        self._shape = len(experts_per_layer), max(experts_per_layer) + 1
         self._uses: dict[str, Uses] = {}
-        self._sequences: tuple[str, ...] = ()
-        self._owners_N = np.zeros(0, np.int64)
-        self._entries: list[tuple[np.ndarray, int, Collection[int]]] = []
+        self._begin_pass((), ())
+
+    @staticmethod
+    def num_bytes(
+        num_sequences: int, num_tokens: int, experts_per_layer: Sequence[int], top_ks: Sequence[int]
+    ) -> int:
+        """Most that a pass of so many takes: its tokens' ids, with others beside them, and a copy."""
+        table = (num_sequences + 1) * len(experts_per_layer) * (max(experts_per_layer) + 1)
+        return table + 24 * num_tokens * sum(top_ks)
 
     def begin(self, sequences: Sequence[str], num_tokens: Sequence[int]) -> None:
         """A pass of these sequences' tokens begins, so many of each in this order."""
         self._count()
-        self._sequences = tuple(sequences)
-        self._owners_N = np.repeat(np.arange(len(sequences)), num_tokens)
+        self._begin_pass(sequences, num_tokens)
         for sequence in sequences:
             self._uses.setdefault(sequence, Uses())
 
-    def enter(self, ids_NK: Tensor, num_experts: int, missing: Collection[int]) -> None:
-        """A layer used these experts (on the host; those at or above `num_experts` stand for none)."""
-        if len(ids_NK) == len(self._owners_N):  # or nobody announced the pass: who runs the model by himself
-            self._entries.append((ids_NK.numpy().astype(np.int32), num_experts, frozenset(missing)))
+    def enter(self, layer: int, ids_NK: Tensor, missing: Collection[int]) -> None:
+        """A layer used these experts (on the host; those at or above its number stand for none).
 
-    @staticmethod
-    def num_bytes(num_tokens: int, top_ks: Sequence[int]) -> int:
-        """Of a pass of so many tokens, before it is counted."""
-        return 4 * num_tokens * sum(top_ks)
+        Nobody may write to the ids before the pass is over: a copy would take longer than all the rest.
+        """
+        if len(ids_NK) == self._num_tokens:  # who runs the model by himself does not announce the pass
+            layers, kept = self._entries.setdefault(ids_NK.shape[1], ([], []))
+            layers.append(layer)
+            kept.append(ids_NK)
+            if missing:
+                self._missing_LE[layer, [*missing]] = True
 
     def take(self) -> dict[str, Uses]:
         """What was entered since the last time, by sequence; the pass is over."""
         self._count()
         taken, self._uses = self._uses, {}
-        self._sequences, self._owners_N = (), np.zeros(0, np.int64)
+        self._begin_pass((), ())
         return taken
+
+    def _begin_pass(self, sequences: Sequence[str], num_tokens: Sequence[int]) -> None:
+        self._sequences, self._num_tokens = tuple(sequences), sum(num_tokens)
+        self._owners_N = np.repeat(np.arange(len(sequences)), num_tokens)
+        self._entries: dict[int, tuple[list[int], list[Tensor]]] = {}
+        self._missing_LE = np.zeros(self._shape, bool)
 
     def _count(self) -> None:
         """Each expert once for each sequence and layer."""
-        entries, self._entries = self._entries, []
-        if not entries:
-            return
-        num_sequences, widest = len(self._sequences), max(num_experts for _, num_experts, _ in entries)
-        used = np.concatenate([self._used(n, *entry[:2], widest) for n, entry in enumerate(entries)])
-        missing = [n * widest + e for n, (_, _, missing) in enumerate(entries) for e in missing]
-        owners = used // widest % num_sequences
-        experts = used // (widest * num_sequences) * widest + used % widest
-        counts = np.bincount(owners, minlength=num_sequences).tolist()
-        misses = np.bincount(owners[np.isin(experts, missing)], minlength=num_sequences).tolist()
-        for sequence, num_used, num_missed in zip(self._sequences, counts, misses, strict=True):
+        used_SLE = np.zeros((len(self._sequences), *self._shape), bool)
+        for layers, kept in self._entries.values():
+            ids_GNK, nobody_G = torch.stack(kept).numpy(), self._nobody_L[layers]
+            place_GNK = np.minimum(ids_GNK, nobody_G[:, None, None], out=ids_GNK)
+            used_SLE[self._owners_N[:, None], np.array(layers)[:, None, None], place_GNK] = True
+            used_SLE[:, layers, nobody_G] = False
+        counts_S = np.count_nonzero(used_SLE, axis=(1, 2)).tolist()
+        misses_S = np.count_nonzero(used_SLE[:, self._missing_LE], axis=1).tolist()
+        for sequence, num_used, num_missed in zip(self._sequences, counts_S, misses_S, strict=True):
             uses = self._uses[sequence]
             uses.hits += num_used - num_missed
             uses.misses += num_missed
-
-    def _used(self, layer: int, ids_NK: np.ndarray, num_experts: int, widest: int) -> np.ndarray:
-        """(layer, sequence, expert) as one number each, all distinct."""
-        marks = (layer * len(self._sequences) + self._owners_N[:, None]) * widest + ids_NK
-        return np.unique(marks[ids_NK < num_experts])

@@ -5,31 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 
 from pgmoe.experts.cache import ExpertCache, SlotState
 from pgmoe.experts.expander import Expander
-from pgmoe.experts.ffn import Weights
 from pgmoe.experts.host_tier import HostTier
-from pgmoe.experts.lease import Lease
+from pgmoe.experts.lease import Lease, LentExpert, lend_all
 from pgmoe.experts.links.base import Arrival, Link, Transfer, Urgency
 from pgmoe.experts.slots import SlotArena
 from pgmoe.experts.stores.base import ExpertStore
 from pgmoe.experts.warmth import Warmth
 from pgmoe.layout import ExpertId, ExpertLayer
 from pgmoe.metrics.stats import ExpertStats
-
-
-@dataclass(frozen=True)
-class LentExpert:
-    """One expert, ready to compute with until the next batch is asked for."""
-
-    index: int
-    weights: Weights
-    copied: torch.Event | None = None
-    """On an accelerator: the copy into its slot, which is to be waited for on the device."""
 
 
 class ExpertPool:
@@ -55,6 +43,7 @@ class ExpertPool:
         self._host = host
         self._stats = stats
         self._lendable: dict[ExpertId, LentExpert] = {}
+        self._roomy = arena.num_slots >= sum(layer.num_experts for layer in layers)
         self._under_way: dict[ExpertId, Transfer] = {}
         self._unproven: set[ExpertId] = set()
         """Ordered before they were asked for, and not used yet."""
@@ -77,7 +66,11 @@ class ExpertPool:
         assert not self._leased, layer
         self._leased = True
         try:
-            lease = Lease(self, layer, [ExpertId(layer, e) for e in experts], at_once)
+            wanted = [ExpertId(layer, e) for e in experts]
+            if self._has_for_good(layer, wanted):
+                yield lend_all(self, wanted, at_once)
+                return
+            lease = Lease(self, layer, wanted, at_once)
             try:
                 yield lease.lend()
             finally:
@@ -155,17 +148,12 @@ class ExpertPool:
         chosen = set(experts)
         for expert in [e for e in self._under_way if e.layer == layer and e not in chosen]:
             self.cancel(expert)
-        ready: list[ExpertId] = []
-        coming: list[ExpertId] = []
-        missing: list[ExpertId] = []
+        found: dict[SlotState, list[ExpertId]] = {state: [] for state in SlotState}
         for expert in experts:
             if self._store.is_corrupt(expert):
                 self._forget(expert)
-            state = self._cache.state(expert)
-            if state is SlotState.READY:
-                ready.append(expert)
-            else:
-                (coming if state is SlotState.IN_FLIGHT else missing).append(expert)
+            found[self._cache.state(expert)].append(expert)
+        ready, coming, missing = (found[s] for s in (SlotState.READY, SlotState.IN_FLIGHT, SlotState.MISSING))
         for expert in ready:
             self._count_prefetch(expert, "useful")
             self.pin(expert)
@@ -216,6 +204,20 @@ class ExpertPool:
     def unpin(self, expert: ExpertId) -> None:
         """It may go."""
         self._cache.unpin(expert)
+
+    def _has_for_good(self, layer: int, experts: Sequence[ExpertId]) -> bool:
+        """Whether these are ready, and there is a slot for each expert, so that nobody has to be kept in his.
+
+        Then they are counted as hits; else, or if one has turned out to be corrupt, nothing is done.
+        """
+        ready = self._roomy and all(map(self._lendable.__contains__, experts))
+        if not ready or any(map(self._store.is_corrupt, experts)):
+            return False
+        for expert in self._unproven.intersection(experts):
+            self._count_prefetch(expert, "useful")
+        self._stats.hits[layer] += len(experts)
+        self.missed = frozenset()
+        return True
 
     def _order(self, expert: ExpertId, urgency: Urgency) -> bool:
         """Reserve what the expert needs on each tier and order it; False, changing nothing, if not."""

@@ -5,8 +5,6 @@ Shape letters: T tokens of the pass, Q query heads, D width of keys, V of values
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -64,26 +62,33 @@ class _AmxKernels:
         return _Plan(shape, groups, packed.block_tokens, spans, table, int32(tiles, packed.device))
 
 
-@dataclass(frozen=True)
 class _Plan:
-    """See Plan."""
+    """See Plan. What all layers have in common is gathered once."""
 
-    shape: LayerShape
-    groups: int
-    block_tokens: int
-    spans: Spans
-    table: BlockTable
-    tiles: Tensor
+    def __init__(
+        self,
+        shape: LayerShape,
+        groups: int,
+        block_tokens: int,
+        spans: Spans,
+        table: BlockTable,
+        tiles_N5: Tensor,
+    ) -> None:
+        self._kept = table.blocks, spans.both, tiles_N5
+        self._value_width = shape.value_width
+        blocks, both, tiles = (tensor.data_ptr() for tensor in self._kept)
+        self._tables = blocks, both, tiles, tiles_N5.shape[0]
+        widths = shape.key_width, shape.value_width
+        self._sizes = shape.num_heads, groups, *widths, block_tokens, torch.get_num_threads()
 
     def run(self, queries_TQD: Tensor, pages: LayerPages, rule: AttentionRule) -> Tensor:
         """See Plan."""
-        shape = self.shape
         if queries_TQD.stride(2) != 1:
             queries_TQD = queries_TQD.contiguous()
         num_tokens, num_heads, _ = queries_TQD.shape
         token_stride, head_stride, _ = queries_TQD.stride()
         sinks_Q = None if rule.sinks is None else rule.sinks.float().contiguous()
-        out_TQV = queries_TQD.new_empty(num_tokens, num_heads, shape.value_width)
+        out_TQV = queries_TQD.new_empty(num_tokens, num_heads, self._value_width)
         kernels.attend(
             queries_TQD.data_ptr(),
             token_stride,
@@ -92,16 +97,8 @@ class _Plan:
             pages.values.data_ptr(),
             address(sinks_Q),
             out_TQV.data_ptr(),
-            self.table.blocks.data_ptr(),
-            self.spans.both.data_ptr(),
-            self.tiles.data_ptr(),
-            len(self.tiles),
+            *self._tables,
             rule.scale,
-            shape.num_heads,
-            self.groups,
-            shape.key_width,
-            shape.value_width,
-            self.block_tokens,
-            torch.get_num_threads(),
+            *self._sizes,
         )
         return out_TQV

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pgmoe.cpu import products
 from pgmoe.cpu.kernels import MOST_EXPERTS, address, kernels
+from pgmoe.models import linear
 from pgmoe.models.mixed import mixed
 from pgmoe.models.pre_gate import PreGatedRouter, family_of, swap_family
 
@@ -63,6 +64,7 @@ def _swap(router: Any, weight: Tensor, top_k: int) -> None:
         given = _route(x_TD, weight, bias, top_k, normalises, expected[1].dtype)
         if _same(given, expected):
             router.normalises, router.weights_dtype = normalises, expected[1].dtype
+            linear.forget_kernel_of(router)
             swap_family(router, lambda family: mixed("Kernel", _KernelRouter, family))
             return
     raise ValueError("the kernel chooses otherwise")
@@ -100,7 +102,7 @@ def _route(
         normalises,
         torch.get_num_threads(),
     )
-    return logits_TE, weights_TK.to(dtype), ids_TK
+    return logits_TE, weights_TK if dtype is torch.float32 else weights_TK.to(dtype), ids_TK
 
 
 def _same(given: tuple[Tensor, Tensor, Tensor], expected: Any) -> bool:

@@ -7,7 +7,7 @@ import logging
 from torch import nn
 
 from pgmoe.cpu.kernels import reason
-from pgmoe.models import kernel_router, linear, norm, self_attention
+from pgmoe.models import decoder_layer, kernel_router, linear, norm, plain_block, self_attention
 from pgmoe.models.moe_blocks import router_of
 
 _logger = logging.getLogger(__name__)
@@ -29,3 +29,6 @@ def use_kernels(model: nn.Module) -> None:
         norm.use_kernel(module)
     for module in model.modules():  # which consist of these
         self_attention.use_kernel(module)
+        plain_block.use_kernel(module)
+    for module in model.modules():
+        decoder_layer.use_kernel(module)

@@ -49,6 +49,14 @@ def use_kernel_of(module: nn.Module) -> None:
         module._parameters["weight"] = KernelMatrix(weight.data, requires_grad=weight.requires_grad)
 
 
+def forget_kernel_of(module: nn.Module) -> None:
+    """Make that matrix an ordinary one again: whatever asks it for anything, its shape even, takes longer."""
+    weight = module._parameters.get("weight")
+    if isinstance(weight, KernelMatrix):
+        plain = nn.Parameter(weight.data.as_subclass(Tensor), requires_grad=weight.requires_grad)
+        module._parameters["weight"] = plain
+
+
 def _product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.is_grad_enabled() or not products.takes(input, weight, bias):
         return functional.linear(input, weight, bias)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgmoe.cpu.kernels import SIDE, kernels
+from pgmoe.cpu.kernels import SIDE, address, kernels
 from pgmoe.models.mixed import mixed
 
 _logger = logging.getLogger(__name__)
@@ -29,17 +29,20 @@ class _KernelNorm(nn.Module):
         if torch.is_grad_enabled() or not _takes(hidden_states, self.weight):
             given: Tensor = super().forward(hidden_states)
             return given
-        out, width = torch.empty_like(hidden_states), hidden_states.shape[-1]
-        kernels.normalise(
-            hidden_states.data_ptr(),
-            self.weight.data_ptr(),
-            out.data_ptr(),
-            hidden_states.numel() // width,
-            width,
-            self.variance_epsilon,
-            torch.get_num_threads(),
-        )
+        out = hidden_states.new_empty(hidden_states.shape)
+        _normalise(hidden_states, None, None, self, out)
         return out
+
+
+def add_and_normalise(x: Tensor, added: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """The sum of both (..., D), which have one shape, and its norm (T, D)."""
+    if not (isinstance(norm, _KernelNorm) and x.shape == added.shape and _takes(added, norm.weight)):
+        total = x + added
+        return total, norm(total).view(-1, total.shape[-1])
+    total = added.new_empty(added.shape)
+    normal_TD = added.new_empty(added.numel() // added.shape[-1], added.shape[-1])
+    _normalise(x.contiguous(), added, total, norm, normal_TD)
+    return total, normal_TD
 
 
 def use_kernel(norm: nn.Module) -> None:
@@ -57,6 +60,22 @@ def is_kernel_norm(norm: nn.Module) -> bool:
     """Whether it has taken the kernel, for weights that the kernel takes."""
     weight = getattr(norm, "weight", None)
     return isinstance(norm, _KernelNorm) and isinstance(weight, Tensor) and _takes(weight, weight)
+
+
+def _normalise(x: Tensor, added: Tensor | None, total: Tensor | None, norm: _KernelNorm, out: Tensor) -> None:
+    """The norm of x, or of the sum of both, which goes to `total`; all of them contiguous."""
+    width = x.shape[-1]
+    kernels.normalise(
+        x.data_ptr(),
+        address(added),
+        address(total),
+        norm.weight.data_ptr(),
+        out.data_ptr(),
+        x.numel() // width,
+        width,
+        norm.variance_epsilon,
+        torch.get_num_threads(),
+    )
 
 
 def _takes(x: Tensor, weight: Tensor) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from pgmoe.models.kv_argument import kv_argument
 from pgmoe.models.linear import KernelLinear
 from pgmoe.models.mixed import mixed
 from pgmoe.models.norm import is_kernel_norm
+from pgmoe.models.stand_in import is_hooked
 
 _logger = logging.getLogger(__name__)
 _ARGUMENTS = {
@@ -44,14 +44,35 @@ class _KernelSelfAttention(nn.Module):
         return self.projections.attend(**kwargs), None
 
 
-@dataclass(frozen=True)
+class _Part:
+    """One product, and what follows it. Its weights stay where they are."""
+
+    def __init__(self, layer: Any, norm: Any, *, rotates: bool) -> None:
+        self._kept = layer.weight, layer.bias, None if norm is None else norm.weight
+        self.num_outputs = layer.weight.shape[0]
+        self._weights = address(layer.weight), address(layer.bias)
+        of_norm = (
+            (0, 0, 0.0) if norm is None else (address(norm.weight), len(norm.weight), norm.variance_epsilon)
+        )
+        self._finish = self.num_outputs, *of_norm, rotates
+
+    def into(self, out: Tensor, rows_T: Tensor | None) -> tuple[Any, ...]:
+        """As the kernel takes it, with the rows of `out` that it goes to, if these are not the first ones."""
+        return *self._weights, out.data_ptr(), address(rows_T), *self._finish
+
+
 class Projections:
     """What one layer makes of its tokens, and how it attends."""
 
-    layer: Any
-    scale: float
-    sinks: str | None
-    """The parameter's name, if it has sinks."""
+    def __init__(self, layer: Any, scale: float, sinks: Tensor | None) -> None:
+        self.scale, self.sinks = scale, sinks
+        self.width, self.index, self.output = layer.head_dim, layer.layer_idx, layer.o_proj
+        self.first: Tensor = layer.q_proj.weight
+        self.parts = (
+            _Part(layer.q_proj, getattr(layer, "q_norm", None), rotates=True),
+            _Part(layer.k_proj, getattr(layer, "k_norm", None), rotates=True),
+            _Part(layer.v_proj, None, rotates=False),
+        )
 
     def take(
         self,
@@ -67,8 +88,8 @@ class Projections:
             and isinstance(attention_mask, MaskRule)
             and isinstance(position_embeddings, tuple)
             and not torch.is_grad_enabled()
-            and len(hidden_states) == 1
-            and products.takes(hidden_states, self.layer.q_proj.weight)
+            and hidden_states.shape[0] == 1
+            and products.takes(hidden_states, self.first)
             and all(self._turns(part, hidden_states) for part in position_embeddings)
         )
 
@@ -81,10 +102,10 @@ class Projections:
         **_: object,
     ) -> Tensor:
         """(1, T, C)."""
-        layer, num_tokens, num_inputs = self.layer, *hidden_states.shape[1:]
-        width, index = layer.head_dim, layer.layer_idx
-        keys_PHD, values_PHV, rows_T = paged.pages.room(index)
-        queries_TQD = hidden_states.new_empty(num_tokens, len(layer.q_proj.weight) // width, width)
+        num_tokens, num_inputs = hidden_states.shape[1:]
+        queries, keys, values = self.parts
+        keys_PHD, values_PHV, rows_T = paged.pages.room(self.index)
+        queries_TQD = hidden_states.new_empty(num_tokens, queries.num_outputs // self.width, self.width)
         scratch = hidden_states.new_empty(products.packed_rows(num_tokens, BLOCK) * num_inputs)
         cos_1TD, sin_1TD = position_embeddings
         kernels.project(
@@ -94,23 +115,26 @@ class Projections:
             scratch.data_ptr(),
             num_tokens,
             num_inputs,
-            width,
+            self.width,
             torch.get_num_threads(),
-            (
-                _part(layer.q_proj, queries_TQD, None, getattr(layer, "q_norm", None), rotates=True),
-                _part(layer.v_proj, values_PHV, rows_T, None, rotates=False),
-                _part(layer.k_proj, keys_PHD, rows_T, getattr(layer, "k_norm", None), rotates=True),
-            ),
+            (queries.into(queries_TQD, None), values.into(values_PHV, rows_T), keys.into(keys_PHD, rows_T)),
         )
-        sinks = None if self.sinks is None else getattr(layer, self.sinks)
-        rule = AttentionRule(attention_mask, self.scale, sinks)
-        attended = paged.pages.attend(index, queries_TQD, rule)
-        out: Tensor = layer.o_proj(attended.view(1, num_tokens, -1))
+        rule = AttentionRule(attention_mask, self.scale, self.sinks)
+        return self._put_together(paged.pages.attend(self.index, queries_TQD, rule))
+
+    def _put_together(self, attended_TQV: Tensor) -> Tensor:
+        """(1, T, C), of all heads."""
+        layer, num_tokens = self.output, attended_TQV.shape[0]
+        if not attended_TQV.is_contiguous() or attended_TQV.dtype is not torch.bfloat16:
+            given: Tensor = layer(attended_TQV.reshape(1, num_tokens, -1))
+            return given
+        out = attended_TQV.new_empty(1, num_tokens, len(layer.weight))
+        products.multiply(attended_TQV, layer.weight, out, layer.bias)
         return out
 
     def _turns(self, part: Tensor, hidden_1TC: Tensor) -> bool:
         """Whether these are cosines or sines that the kernel takes."""
-        shape = 1, hidden_1TC.shape[1], self.layer.head_dim
+        shape = 1, hidden_1TC.shape[1], self.width
         return part.shape == shape and part.dtype is torch.bfloat16 and part.is_contiguous()
 
 
@@ -130,14 +154,6 @@ def use_kernel(layer: nn.Module) -> None:
         _logger.debug("%s is no plain self-attention: %r", kind.__name__, error)
 
 
-def _part(layer: Any, out: Tensor, rows_T: Tensor | None, norm: Any, *, rotates: bool) -> tuple[Any, ...]:
-    """One product, and what follows it."""
-    weight = layer.weight
-    of_norm = (0, 0, 0.0) if norm is None else (address(norm.weight), len(norm.weight), norm.variance_epsilon)
-    pointers = address(weight), address(layer.bias), address(out), address(rows_T)
-    return *pointers, len(weight), *of_norm, rotates
-
-
 def _has_parts(layer: Any) -> bool:
     """Whether all that it consists of is known, and it is called with nothing else."""
     linear: list[Any] = [getattr(layer, name, None) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
@@ -145,17 +161,12 @@ def _has_parts(layer: Any) -> bool:
     return (
         all(isinstance(part, KernelLinear) and part.weight.dtype is torch.bfloat16 for part in linear)
         and all(is_kernel_norm(norm) for norm in norms)
-        and not any(map(_is_hooked, (*linear, *norms)))
+        and not any(map(is_hooked, (*linear, *norms)))
         and isinstance(width := getattr(layer, "head_dim", None), int)
         and width % BLOCK == 0
         and not any(len(part.weight) % width for part in linear[:3])
         and _ARGUMENTS.issuperset(inspect.signature(type(layer).forward).parameters)
     )
-
-
-def _is_hooked(part: Any) -> bool:
-    """Whether more happens when it is called than its class says."""
-    return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__)
 
 
 def _swap(layer: Any, kind: Any) -> None:
@@ -167,10 +178,9 @@ def _swap(layer: Any, kind: Any) -> None:
     rule = before.rule
     if rule.bias is not None or rule.expand is not None:
         raise ValueError("it attends by a rule of its own")
-    sinks = [name for name, parameter in layer.named_parameters() if parameter is rule.sinks]
-    if rule.sinks is not None and not sinks:
+    if rule.sinks is not None and all(parameter is not rule.sinks for parameter in layer.parameters()):
         raise ValueError("its sinks are made anew")
-    layer.projections = Projections(layer, rule.scale, sinks[0] if sinks else None)
+    layer.projections = Projections(layer, rule.scale, rule.sinks)
     layer.__class__ = mixed("Kernel", _KernelSelfAttention, kind)
     after = tell(layer, argument, *shape)
     if not after.by_room or not after.same(before):

@@ -156,7 +156,8 @@ class PoolParts:
         size = self.layers[layer].layout.weight_bytes
         gating = gating or OnDemand()
         prefetcher = Prefetcher(gating, self.pool, PrefetchLimiter(1e9), GuessTrust(), size, self.stats)
-        return PooledExperts(layer, self.layers[layer], self.pool, prefetcher, Ledger())
+        ledger = Ledger([layer.num_experts for layer in self.layers])
+        return PooledExperts(layer, self.layers[layer], self.pool, prefetcher, ledger)
 
     def take(self, layer: int, experts: Sequence[int]) -> list[int]:
         """Lease these, check every byte, and give them in the order in which they came."""

@@ -12,9 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from pgmoe.errors import ExpertReadError
 from pgmoe.experts.cache import SlotState
+from pgmoe.experts.lease import LentExpert
 from pgmoe.experts.links.base import Transfer
 from pgmoe.experts.policies import POLICIES
-from pgmoe.experts.pool import LentExpert
 from pgmoe.experts.stores.base import ExpertStore
 from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.layout import ExpertId, ExpertLayer
