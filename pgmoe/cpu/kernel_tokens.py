@@ -29,7 +29,7 @@ class KernelTokens:
         self._counts = kernels.count(self._ids_NK.data_ptr(), ids_NK.numel(), layer.num_experts)
         self.experts = [*self._counts]
         self.at_once = max(1, len(self.experts))
-        self._most_rows = most_rows(layer, *ids_NK.shape)
+        self._most_rows = max(most_rows(layer, *ids_NK.shape), padded(max(self._counts.values(), default=0)))
         self._y_CD = hidden.new_empty(ids_NK.numel(), hidden.shape[1])
         self._scratch = hidden.new_empty(self._most_rows * row_elements(layer, hidden.shape[1]))
 

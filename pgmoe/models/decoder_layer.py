@@ -81,7 +81,8 @@ def _tried(layer: Any, given: Mapping[str, object]) -> list[Any]:
 def _add(total: Tensor, routed_TC: Tensor) -> Tensor:
     """Their sum, in place of `total` (1, T, C), where the kernel takes them."""
     width = total.shape[-1]
-    if routed_TC.dtype is not torch.bfloat16 or not routed_TC.is_contiguous():
+    kinds = total.dtype is routed_TC.dtype is torch.bfloat16
+    if not (kinds and total.is_contiguous() and routed_TC.is_contiguous()):
         return total + routed_TC.view(total.shape)
     place = total.data_ptr()
     kernels.add(place, routed_TC.data_ptr(), place, total.numel() // width, width, torch.get_num_threads())

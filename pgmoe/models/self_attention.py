@@ -64,8 +64,9 @@ class _Part:
 class Projections:
     """What one layer makes of its tokens, and how it attends."""
 
-    def __init__(self, layer: Any, scale: float, sinks: Tensor | None) -> None:
-        self.scale, self.sinks = scale, sinks
+    def __init__(self, layer: Any, scale: float, sinks: str | None) -> None:
+        """`sinks`: the parameter's name, if it has sinks."""
+        self.layer, self.scale, self.sinks = layer, scale, sinks
         self.width, self.index, self.output = layer.head_dim, layer.layer_idx, layer.o_proj
         self.first: Tensor = layer.q_proj.weight
         self.parts = (
@@ -119,7 +120,8 @@ class Projections:
             torch.get_num_threads(),
             (queries.into(queries_TQD, None), values.into(values_PHV, rows_T), keys.into(keys_PHD, rows_T)),
         )
-        rule = AttentionRule(attention_mask, self.scale, self.sinks)
+        sinks = None if self.sinks is None else getattr(self.layer, self.sinks)
+        rule = AttentionRule(attention_mask, self.scale, sinks)
         return self._put_together(paged.pages.attend(self.index, queries_TQD, rule))
 
     def _put_together(self, attended_TQV: Tensor) -> Tensor:
@@ -178,9 +180,10 @@ def _swap(layer: Any, kind: Any) -> None:
     rule = before.rule
     if rule.bias is not None or rule.expand is not None:
         raise ValueError("it attends by a rule of its own")
-    if rule.sinks is not None and all(parameter is not rule.sinks for parameter in layer.parameters()):
+    sinks = [name for name, parameter in layer.named_parameters() if parameter is rule.sinks]
+    if rule.sinks is not None and not sinks:
         raise ValueError("its sinks are made anew")
-    layer.projections = Projections(layer, rule.scale, rule.sinks)
+    layer.projections = Projections(layer, rule.scale, sinks[0] if sinks else None)
     layer.__class__ = mixed("Kernel", _KernelSelfAttention, kind)
     after = tell(layer, argument, *shape)
     if not after.by_room or not after.same(before):

@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.nn import functional
 
 from pgmoe.cpu import kernel_tokens, products
 from pgmoe.cpu.kernel_tokens import KernelTokens, most_rows, suits
-from pgmoe.cpu.kernels import MOST_CHOICES, available, reason
+from pgmoe.cpu.kernels import MOST_CHOICES, available, kernels, reason
 from pgmoe.experts.tokens import LoneToken, ManyTokens, tokens_of
 from pgmoe.layout import BlobLayout, ExpertFFN, ExpertLayer
 from tests.support.fresh import fresh_seed
@@ -245,3 +246,13 @@ def test_kernels_are_there_where_they_can_be() -> None:
     if "amx_bf16" in flags and shutil.which("gcc"):
         version = subprocess.run(["gcc", "-dumpversion"], capture_output=True, text=True, check=True).stdout
         assert reason() is None or int(version.split(".")[0]) < 12
+
+
+def test_choices_are_counted() -> None:
+    num_experts = int(torch.randint(1, 300, ()))
+    ids = torch.randint(0, num_experts + 3, (int(torch.randint(1, 500, ())), 3))
+    expected = Counter(e for e in ids.flatten().tolist() if e < num_experts)
+    counts = kernels.count(ids.data_ptr(), ids.numel(), num_experts)
+    assert counts == expected
+    assert [*counts] == sorted(expected)
+    assert kernels.count(0, 0, 0) == {}

@@ -57,6 +57,39 @@ def test_a_token_gets_the_same_bits_whatever_runs_beside_it(monkeypatch: pytest.
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("shape", [(1, 1, 96), (1, 70, 96), (1, 900, 96)])  # the last one by several threads
+def test_a_sum_and_its_norm_are_those_of_torch(shape: tuple[int, ...]) -> None:
+    layer = with_weights(MixtralRMSNorm(96))
+    x, added = (torch.randn(shape).bfloat16() for _ in range(2))
+    norm.use_kernel(layer)
+    before = x.clone(), added.clone()
+    total, normal = norm.add_and_normalise(x, added, layer)
+    assert torch.equal(total, x + added)
+    assert torch.equal(normal, layer(x + added).view(-1, 96))
+    assert torch.equal(x, before[0])
+    assert torch.equal(added, before[1])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (torch.randn(1, 3, 96), torch.randn(1, 3, 96)),
+        (torch.randn(1, 3, 96).bfloat16(), torch.randn(96).bfloat16()),
+        (torch.randn(3, 1, 96).bfloat16().transpose(0, 1), torch.randn(1, 3, 96).bfloat16()),
+    ],
+    ids=["float32", "broadcast", "strides"],
+)
+def test_a_sum_that_the_kernel_does_not_take_is_torchs(pair: tuple[Tensor, Tensor]) -> None:
+    layer = with_weights(MixtralRMSNorm(96)).to(pair[0].dtype)
+    expected = layer(sum(pair)).view(-1, 96)
+    norm.use_kernel(layer)
+    total, normal = norm.add_and_normalise(*pair, layer)
+    assert torch.equal(total, pair[0] + pair[1])
+    torch.testing.assert_close(normal, expected)
+
+
+@torch.inference_mode()
 def test_what_it_does_not_take_is_the_familys() -> None:
     layer, plain = (with_weights(MixtralRMSNorm(96)) for _ in range(2))
     plain.load_state_dict(layer.state_dict())
