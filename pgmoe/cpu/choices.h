@@ -74,7 +74,8 @@ static PyObject *apply_experts(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* ids int64, how many, num_experts: {expert: its choices}, ascending; those at or above num_experts are left out */
+/* ids int64, how many, num_experts: {expert: its choices}, ascending; those at or above num_experts are left out, none
+   may be negative */
 static PyObject *count_choices(PyObject *module, PyObject *args) {
     (void)module;
     unsigned long long ids;
@@ -83,8 +84,13 @@ static PyObject *count_choices(PyObject *module, PyObject *args) {
     long *counts = PyMem_Calloc((size_t)num_experts + 1, sizeof(long));
     if (counts == NULL) return PyErr_NoMemory();
     const int64_t *id = address(ids);
-    for (long i = 0; i < choices; i++)
-        if (id[i] >= 0 && id[i] < num_experts) counts[id[i]]++;
+    for (long i = 0; i < choices; i++) {
+        if (id[i] < 0) {
+            PyMem_Free(counts);
+            return PyErr_Format(PyExc_ValueError, "expert %ld", (long)id[i]);
+        }
+        if (id[i] < num_experts) counts[id[i]]++;
+    }
     PyObject *found = PyDict_New();
     for (long e = 0; found != NULL && e < num_experts; e++) {
         if (counts[e] == 0) continue;

@@ -31,7 +31,7 @@ class Ledger:
     """
 
     def __init__(self, experts_per_layer: Sequence[int]) -> None:
-        self._nobody_L = np.array(experts_per_layer)
+        self._padding_L = np.array(experts_per_layer)
         """By layer the place for ids of no expert."""
         self._shape = len(experts_per_layer), max(experts_per_layer) + 1
         self._uses: dict[str, Uses] = {}
@@ -41,7 +41,7 @@ class Ledger:
     def num_bytes(
         num_sequences: int, num_tokens: int, experts_per_layer: Sequence[int], top_ks: Sequence[int]
     ) -> int:
-        """Most that a pass of so many takes: its tokens' ids, with others beside them, and a copy."""
+        """Most that a pass of so many takes: a table, all ids, with those looked ahead to, and a copy."""
         table = (num_sequences + 1) * len(experts_per_layer) * (max(experts_per_layer) + 1)
         return table + 24 * num_tokens * sum(top_ks)
 
@@ -81,12 +81,13 @@ class Ledger:
         """Each expert once for each sequence and layer."""
         used_SLE = np.zeros((len(self._sequences), *self._shape), bool)
         for layers, kept in self._entries.values():
-            ids_GNK, nobody_G = torch.stack(kept).numpy(), self._nobody_L[layers]
-            place_GNK = np.minimum(ids_GNK, nobody_G[:, None, None], out=ids_GNK)
+            ids_GNK, padding_G = torch.stack(kept).numpy(), self._padding_L[layers]
+            place_GNK = np.minimum(ids_GNK, padding_G[:, None, None], out=ids_GNK)
             used_SLE[self._owners_N[:, None], np.array(layers)[:, None, None], place_GNK] = True
-            used_SLE[:, layers, nobody_G] = False
+            used_SLE[:, layers, padding_G] = False
         counts_S = np.count_nonzero(used_SLE, axis=(1, 2)).tolist()
-        misses_S = np.count_nonzero(used_SLE[:, self._missing_LE], axis=1).tolist()
+        used_SLE &= self._missing_LE
+        misses_S = np.count_nonzero(used_SLE, axis=(1, 2)).tolist()
         for sequence, num_used, num_missed in zip(self._sequences, counts_S, misses_S, strict=True):
             uses = self._uses[sequence]
             uses.hits += num_used - num_missed

@@ -43,7 +43,7 @@ class ExpertPool:
         self._host = host
         self._stats = stats
         self._lendable: dict[ExpertId, LentExpert] = {}
-        self._roomy = arena.num_slots >= sum(layer.num_experts for layer in layers)
+        self._all_fit = arena.num_slots >= sum(layer.num_experts for layer in layers)
         self._under_way: dict[ExpertId, Transfer] = {}
         self._unproven: set[ExpertId] = set()
         """Ordered before they were asked for, and not used yet."""
@@ -67,7 +67,7 @@ class ExpertPool:
         self._leased = True
         try:
             wanted = [ExpertId(layer, e) for e in experts]
-            if self._has_for_good(layer, wanted):
+            if self._take_at_once(layer, wanted):
                 yield lend_all(self, wanted, at_once)
                 return
             lease = Lease(self, layer, wanted, at_once)
@@ -189,7 +189,7 @@ class ExpertPool:
         return arrival
 
     def lend(self, expert: ExpertId) -> LentExpert:
-        """A pinned expert's weights. The device waits for their copy, and for no other."""
+        """The weights of an expert that stays. The device waits for their copy, and for no other."""
         lent = self._lendable[expert]
         if lent.copied is not None:
             device = self._arena.device
@@ -205,12 +205,13 @@ class ExpertPool:
         """It may go."""
         self._cache.unpin(expert)
 
-    def _has_for_good(self, layer: int, experts: Sequence[ExpertId]) -> bool:
-        """Whether these are ready, and there is a slot for each expert, so that nobody has to be kept in his.
+    def _take_at_once(self, layer: int, experts: Sequence[ExpertId]) -> bool:
+        """True, and these count as hits, if they are ready and cannot be pushed out: each expert has a slot.
 
-        Then they are counted as hits; else, or if one has turned out to be corrupt, nothing is done.
+        False, and nothing is done, if not, or if one has turned out to be corrupt.
         """
-        ready = self._roomy and all(map(self._lendable.__contains__, experts))
+        fit = self._all_fit and not self._under_way
+        ready = fit and all(map(self._lendable.__contains__, experts))
         if not ready or any(map(self._store.is_corrupt, experts)):
             return False
         for expert in self._unproven.intersection(experts):

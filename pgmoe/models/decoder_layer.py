@@ -18,7 +18,7 @@ from pgmoe.models.kv_argument import kv_argument
 from pgmoe.models.mixed import mixed
 from pgmoe.models.norm import add_and_normalise, is_kernel_norm
 from pgmoe.models.plain_block import PlainBlock
-from pgmoe.models.stand_in import StandIn, bits, is_hooked, standing_in, waves
+from pgmoe.models.stand_in import StandIn, bits, is_hooked, standing_in, trial_tokens
 
 _logger = logging.getLogger(__name__)
 _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -36,14 +36,14 @@ class _PlainDecoderLayer(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """(1, T, C) to (1, T, C). See the family's."""
-        if args or torch.is_grad_enabled():
+        if args or self.training or torch.is_grad_enabled():
             return super().forward(hidden_states, *args, **kwargs)
-        normal = self.input_layernorm.forward(hidden_states)
-        attended, _ = self.self_attn.forward(hidden_states=normal, **kwargs)
+        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
         total, normal_TC = add_and_normalise(hidden_states, attended, self.post_attention_layernorm)
-        if isinstance(self.mlp, PlainBlock):
-            return _add(total, self.mlp.routed(normal_TC))
-        return total + self.mlp.forward(normal_TC.view(total.shape))
+        del attended  # whose memory the experts may need
+        if isinstance(self.mlp, PlainBlock) and not is_hooked(self.mlp):
+            return _add_residual(total, self.mlp.routed(normal_TC))
+        return total + self.mlp(normal_TC.view(total.shape))
 
 
 def use_kernel(layer: nn.Module) -> None:
@@ -54,7 +54,7 @@ def use_kernel(layer: nn.Module) -> None:
     if isinstance(layer, _PlainDecoderLayer) or layer._modules.keys() != _PARTS:
         return
     norms: list[Any] = [layer.input_layernorm, layer.post_attention_layernorm]
-    if not all(map(is_kernel_norm, norms)) or any(map(is_hooked, layer.children())):
+    if not all(map(is_kernel_norm, norms)):
         return
     kind: Any = type(layer)
     try:
@@ -71,18 +71,18 @@ def use_kernel(layer: nn.Module) -> None:
 @torch.inference_mode()
 def _tried(layer: Any, given: Mapping[str, object]) -> list[Any]:
     """What its attention and its experts are called with, and what it makes of what they give."""
-    attention = StandIn(lambda hidden: ((hidden * 7).sin(), None))
-    experts = StandIn(lambda hidden: (hidden * 3).cos())
+    attention = StandIn(layer.self_attn, lambda hidden: ((hidden * 7).sin(), None))
+    experts = StandIn(layer.mlp, lambda hidden: (hidden * 3).cos())
     with standing_in(layer, {"self_attn": attention, "mlp": experts}):
-        out = layer(waves(len(layer.input_layernorm.weight)), **given)
+        out = layer(trial_tokens(len(layer.input_layernorm.weight)), **given)
     return [attention.calls, experts.calls, bits(out)]
 
 
-def _add(total: Tensor, routed_TC: Tensor) -> Tensor:
+def _add_residual(total: Tensor, routed_TC: Tensor) -> Tensor:
     """Their sum, in place of `total` (1, T, C), where the kernel takes them."""
     width = total.shape[-1]
-    kinds = total.dtype is routed_TC.dtype is torch.bfloat16
-    if not (kinds and total.is_contiguous() and routed_TC.is_contiguous()):
+    suits = total.dtype is routed_TC.dtype is torch.bfloat16 and total.is_cpu and total.is_contiguous()
+    if not (suits and routed_TC.is_contiguous()):
         return total + routed_TC.view(total.shape)
     place = total.data_ptr()
     kernels.add(place, routed_TC.data_ptr(), place, total.numel() // width, width, torch.get_num_threads())

@@ -14,7 +14,7 @@ _logger = logging.getLogger(__name__)
 
 
 def use_kernels(model: nn.Module) -> None:
-    """Linear layers, norms, routers and self-attention take them. For models that only answer."""
+    """Linear layers, norms, routers, attention, MoE blocks, decoder layers. For models that only answer."""
     if any(not parameter.is_cpu for parameter in model.parameters()):
         return
     if (why := reason()) is not None:

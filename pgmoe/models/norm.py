@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pgmoe.cpu.kernels import SIDE, address, kernels
 from pgmoe.models.mixed import mixed
+from pgmoe.models.stand_in import is_hooked
 
 _logger = logging.getLogger(__name__)
 
@@ -35,13 +36,15 @@ class _KernelNorm(nn.Module):
 
 
 def add_and_normalise(x: Tensor, added: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """The sum of both (..., D), which have one shape, and its norm (T, D)."""
-    if not (isinstance(norm, _KernelNorm) and x.shape == added.shape and _takes(added, norm.weight)):
+    """The sum of both (..., D) and its norm (T, D)."""
+    alike = x.shape == added.shape and x.dtype is added.dtype and x.device == added.device
+    plain = isinstance(norm, _KernelNorm) and not is_hooked(norm)
+    if not (alike and plain and _takes(added, norm.weight)):  # type: ignore[arg-type]
         total = x + added
-        return total, norm(total).view(-1, total.shape[-1])
+        return total, norm(total).reshape(-1, total.shape[-1])
     total = added.new_empty(added.shape)
     normal_TD = added.new_empty(added.numel() // added.shape[-1], added.shape[-1])
-    _normalise(x.contiguous(), added, total, norm, normal_TD)
+    _normalise(x.contiguous(), added, total, norm, normal_TD)  # type: ignore[arg-type]
     return total, normal_TD
 
 

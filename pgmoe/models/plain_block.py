@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pgmoe.models.mixed import mixed
 from pgmoe.models.moe_blocks import router_of
-from pgmoe.models.stand_in import StandIn, bits, is_hooked, standing_in, waves
+from pgmoe.models.stand_in import StandIn, bits, is_hooked, standing_in, trial_tokens
 
 _logger = logging.getLogger(__name__)
 
@@ -28,14 +28,15 @@ class PlainBlock(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Any:
         """(..., C) to (..., C). See the family's."""
-        if torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled():
             return super().forward(hidden_states)
         return self.routed(hidden_states.view(-1, hidden_states.shape[-1])).view(hidden_states.shape)
 
     def routed(self, hidden_TC: Tensor) -> Tensor:
-        """(T, C) to (T, C), where no gradients are wanted. Neither router nor experts are called by hooks."""
-        _, weights_TK, ids_TK = self._modules[self.router_name].forward(hidden_TC)  # type: ignore[union-attr]
-        out: Tensor = self.experts.routed_experts(hidden_TC, ids_TK, weights_TK)
+        """(T, C) to (T, C), for a model that only answers."""
+        _, weights_TK, ids_TK = getattr(self, self.router_name)(hidden_TC)
+        experts = self.experts if is_hooked(self.experts) else self.experts.routed_experts
+        out: Tensor = experts(hidden_TC, ids_TK, weights_TK)
         return out
 
 
@@ -43,8 +44,6 @@ def use_kernel(block: nn.Module) -> None:
     """Have a block take fewer operations, where a trial shows that this changes nothing; any other stays."""
     found = router_of(block)
     if isinstance(block, PlainBlock) or found is None or block._modules.keys() != {found[0], "experts"}:
-        return
-    if any(map(is_hooked, block.children())):
         return
     kind: Any = type(block)
     try:
@@ -62,10 +61,11 @@ def use_kernel(block: nn.Module) -> None:
 def _tried(block: Any, router_name: str) -> list[Any]:
     """What its router and its experts are called with, and what it makes of what they give."""
     width = getattr(block, router_name).weight.shape[1]
-    router, experts = StandIn(_routing), StandIn(lambda hidden_TC: (hidden_TC * 3).cos())
+    router = StandIn(getattr(block, router_name), _routing)
+    experts = StandIn(block.experts, lambda hidden_TC: (hidden_TC * 3).cos())
     experts.routed_experts = experts.forward  # type: ignore[assignment]
     with standing_in(block, {router_name: router, "experts": experts}):
-        out = block(waves(width))
+        out = block(trial_tokens(width))
     return [router.calls, experts.calls, bits(out)]
 
 

@@ -45,20 +45,19 @@ class _KernelSelfAttention(nn.Module):
 
 
 class _Part:
-    """One product, and what follows it. Its weights stay where they are."""
+    """One product, and what follows it. Its layer keeps these parameters as long as it answers."""
 
     def __init__(self, layer: Any, norm: Any, *, rotates: bool) -> None:
-        self._kept = layer.weight, layer.bias, None if norm is None else norm.weight
+        self._weight, self._bias = layer.weight, layer.bias
+        self._norm = None if norm is None else norm.weight
         self.num_outputs = layer.weight.shape[0]
-        self._weights = address(layer.weight), address(layer.bias)
-        of_norm = (
-            (0, 0, 0.0) if norm is None else (address(norm.weight), len(norm.weight), norm.variance_epsilon)
-        )
-        self._finish = self.num_outputs, *of_norm, rotates
+        self._of_norm = (0, 0.0) if norm is None else (len(norm.weight), norm.variance_epsilon)
+        self._rotates = rotates
 
     def into(self, out: Tensor, rows_T: Tensor | None) -> tuple[Any, ...]:
         """As the kernel takes it, with the rows of `out` that it goes to, if these are not the first ones."""
-        return *self._weights, out.data_ptr(), address(rows_T), *self._finish
+        places = self._weight.data_ptr(), address(self._bias), out.data_ptr(), address(rows_T)
+        return *places, self.num_outputs, address(self._norm), *self._of_norm, self._rotates
 
 
 class Projections:
@@ -122,9 +121,9 @@ class Projections:
         )
         sinks = None if self.sinks is None else getattr(self.layer, self.sinks)
         rule = AttentionRule(attention_mask, self.scale, sinks)
-        return self._put_together(paged.pages.attend(self.index, queries_TQD, rule))
+        return self._output_projection(paged.pages.attend(self.index, queries_TQD, rule))
 
-    def _put_together(self, attended_TQV: Tensor) -> Tensor:
+    def _output_projection(self, attended_TQV: Tensor) -> Tensor:
         """(1, T, C), of all heads."""
         layer, num_tokens = self.output, attended_TQV.shape[0]
         if not attended_TQV.is_contiguous() or attended_TQV.dtype is not torch.bfloat16:

@@ -9,14 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pgmoe.models.mixed import unmixed
+
 
 class StandIn(nn.Module):
-    """Gives what a function makes of its input, and keeps what it was called with."""
+    """Gives what a function makes of its input, and keeps what it was called with.
 
-    def __init__(self, give: Callable[[Tensor], Any]) -> None:
+    Who asks takes it for an instance of the part's own class, that of its family.
+    """
+
+    def __init__(self, part: nn.Module, give: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.calls: list[Any] = []
+        self._kind = unmixed(part)
         self._give = give
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[misc]
+        """See above."""
+        return self.__dict__.get("_kind", StandIn)
 
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Any:
         """What the function makes of hidden_states."""
@@ -37,7 +48,7 @@ def standing_in(module: Any, parts: dict[str, StandIn]) -> Iterator[None]:
             setattr(module, name, part)
 
 
-def waves(width: int) -> Tensor:
+def trial_tokens(width: int) -> Tensor:
     """(1, 3, width) bfloat16: tokens to try out, of three sizes."""
     sizes = (1, 2), (-30, 3), (1e-3, 7)
     rows = [size * torch.linspace(-1, end, width).sin() for size, end in sizes]
@@ -45,7 +56,7 @@ def waves(width: int) -> Tensor:
 
 
 def bits(value: object) -> object:
-    """What can be compared to the bit, of a tensor; anything else as it is."""
+    """What can be compared to the bit (but for the sign of zero), of a tensor; anything else as it is."""
     return (value.shape, value.dtype, value.tolist()) if isinstance(value, Tensor) else value
 
 

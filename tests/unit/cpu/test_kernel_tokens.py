@@ -256,3 +256,6 @@ def test_choices_are_counted() -> None:
     assert counts == expected
     assert [*counts] == sorted(expected)
     assert kernels.count(0, 0, 0) == {}
+    ids[-1, 1] = -1
+    with pytest.raises(ValueError, match="expert -1"):
+        kernels.count(ids.data_ptr(), ids.numel(), num_experts)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pgmoe.errors import ExpertReadError
+from pgmoe.experts.cache import SlotState
 from pgmoe.experts.stores.disk import DiskStore
 from pgmoe.layout import ExpertId, ExpertLayer
 from tests.support.damage import Original
@@ -74,19 +75,29 @@ def test_where_each_expert_has_a_slot_those_that_are_there_are_lent_without_book
     num_experts = sum(layer.num_experts for layer in layers)
     parts = PoolParts(layers, store, num_slots=num_experts if roomy else num_experts - 1)
     parts.take(0, [1, 4, 2])
-    parts.pool.prefetch(0, [3] if roomy else [], exact=False, max_bytes=1e9)
     with parts.pool.lease(0, [4, 1], at_once=2) as lent:
         assert [[expert.index for expert in batch] for batch in lent] == [[4, 1]]
     with parts.pool.lease(0, [4, 1]) as lent:
         assert next(lent)[0].index == 4
-        pinned = parts.cache.busy - {ExpertId(0, 3)}
-        assert pinned == (set() if roomy else {ExpertId(0, 4), ExpertId(0, 1)})
+        assert parts.cache.busy == (set() if roomy else {ExpertId(0, 4), ExpertId(0, 1)})
         assert [expert.index for batch in lent for expert in batch] == [1]
     assert (parts.stats.hits[0], parts.stats.misses[0]) == (4, 3)
     assert parts.pool.missed == frozenset()
-    parts.take(0, [3])
-    used = parts.stats.prefetch_bytes["useful"] + parts.stats.prefetch_bytes["late"]
-    assert used == roomy * layers[0].layout.weight_bytes, "what a guess has brought"
+    parts.pool.close()
+
+
+def test_where_each_expert_has_a_slot_a_guess_that_came_in_time_counts_as_useful(
+    layers: tuple[ExpertLayer, ...], store: DiskStore
+) -> None:
+    parts = PoolParts(layers, store, num_slots=sum(layer.num_experts for layer in layers))
+    parts.pool.prefetch(0, [3], exact=False, max_bytes=1e9)
+    while parts.in_state(SlotState.IN_FLIGHT):  # its arrival is booked when another layer's turn comes
+        parts.take(1, [0])
+    for _ in range(2):
+        parts.take(0, [3])
+    assert parts.stats.prefetch_bytes["useful"] == layers[0].layout.weight_bytes
+    assert (parts.stats.hits[0], parts.stats.misses[0]) == (2, 0)
+    parts.pool.check_integrity()
     parts.pool.close()
 
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssDecoderLayer
 from transformers.models.granitemoe.modeling_granitemoe import GraniteMoeDecoderLayer
-from transformers.models.mixtral.modeling_mixtral import MixtralDecoderLayer
+from transformers.models.mixtral.modeling_mixtral import MixtralDecoderLayer, MixtralSparseMoeBlock
 from transformers.models.olmoe.modeling_olmoe import OlmoeDecoderLayer
 from transformers.models.phimoe.modeling_phimoe import PhimoeDecoderLayer
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeDecoderLayer
@@ -45,6 +45,33 @@ class Scaled(MixtralDecoderLayer):
         return (hidden_states + super().forward(hidden_states, **kwargs)) / 2
 
 
+class Unpacking(MixtralDecoderLayer):
+    """Of a family whose block gives two things."""
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Any:
+        residual = hidden_states
+        hidden_states, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+        hidden_states = residual + hidden_states
+        out, _ = self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + out
+
+
+class Asking(MixtralDecoderLayer):
+    """Of a family that has two kinds of blocks, one of which gives two things."""
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Any:
+        if isinstance(self.mlp, MixtralSparseMoeBlock):
+            return Unpacking.forward(self, hidden_states, **kwargs)  # type: ignore[arg-type]
+        return super().forward(hidden_states, **kwargs)
+
+
+class Silent(MixtralDecoderLayer):
+    """Of a family that tells its attention less."""
+
+    def forward(self, hidden_states: Tensor, paged: object = None, **kwargs: Any) -> Any:
+        return super().forward(hidden_states, **kwargs)
+
+
 PLAIN: dict[str, Any] = {
     "mixtral": lambda: MixtralDecoderLayer(MixtralConfig(**SIZES, num_local_experts=4), 0),
     "olmoe": lambda: OlmoeDecoderLayer(OlmoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2), 0),
@@ -61,7 +88,10 @@ OTHERS: dict[str, Any] = {
     "scaled": lambda: Scaled(MixtralConfig(**SIZES, num_local_experts=4), 0),
     "parts of other names": lambda: GraniteMoeDecoderLayer(GraniteMoeConfig(**SIZES, num_local_experts=4), 0),
     "other norms": lambda: PhimoeDecoderLayer(PhimoeConfig(**SIZES, num_local_experts=4), 0),
-    "two results": lambda: GptOssDecoderLayer(GptOssConfig(**SIZES, num_local_experts=4), 0),
+    "norms that round once": lambda: GptOssDecoderLayer(GptOssConfig(**SIZES, num_local_experts=4), 0),
+    "two results": lambda: Unpacking(MixtralConfig(**SIZES, num_local_experts=4), 0),
+    "two results of this block": lambda: Asking(MixtralConfig(**SIZES, num_local_experts=4), 0),
+    "fewer arguments": lambda: Silent(MixtralConfig(**SIZES, num_local_experts=4), 0),
 }
 
 
@@ -101,20 +131,20 @@ def use_kernels(layer: nn.Module) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("num_tokens", [1, 5, 70])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (1, 70), (3, 2)])
 @pytest.mark.parametrize("kind", PLAIN | OF_MORE_PARTS)
-def test_computes_the_bits_of_the_familys_layer(kind: str, num_tokens: int) -> None:
+def test_computes_the_bits_of_the_familys_layer(kind: str, shape: tuple[int, int]) -> None:
     layer = layer_of((PLAIN | OF_MORE_PARTS)[kind])
     theirs = copy.deepcopy(layer)
     plug(theirs)
     use_kernels(layer)
     assert isinstance(layer, _PlainDecoderLayer)
     assert isinstance(layer.mlp, PlainBlock) == (kind in PLAIN)
-    x_1TC = torch.randn(1, num_tokens, WIDTH).bfloat16()
-    given = x_1TC.clone()
-    mask = torch.randn(num_tokens, WIDTH).bfloat16()
-    assert torch.equal(layer(given, attention_mask=mask), theirs(x_1TC, attention_mask=mask))
-    assert torch.equal(given, x_1TC), "what it is given is somebody else's"
+    x_BTC = torch.randn(*shape, WIDTH).bfloat16()
+    given = x_BTC.clone()
+    mask = torch.randn(shape[1], WIDTH).bfloat16()
+    assert torch.equal(layer(given, attention_mask=mask), theirs(x_BTC, attention_mask=mask))
+    assert torch.equal(given, x_BTC), "what it is given is somebody else's"
 
 
 @torch.inference_mode()
@@ -148,21 +178,31 @@ def test_a_block_that_does_more_stays() -> None:
     assert isinstance(layer, _PlainDecoderLayer), "whatever its block does"
 
 
-@pytest.mark.parametrize("part", ["self_attn", "mlp", "input_layernorm"])
-def test_a_layer_of_which_a_part_is_hooked_stays(part: str) -> None:
-    layer = layer_of(PLAIN["mixtral"])
-    getattr(layer, part).register_forward_hook(lambda *_: None)
-    kept = type(layer)
-    use_kernels(layer)
-    assert type(layer) is kept
+PARTS = [
+    "self_attn", "mlp", "input_layernorm", "post_attention_layernorm", "mlp.gate", "mlp.experts",
+]  # fmt: skip
 
 
-def test_a_block_whose_router_is_hooked_stays() -> None:
+@torch.inference_mode()
+@pytest.mark.parametrize("part", PARTS)
+def test_hooks_of_parts_are_called_whenever_they_come(part: str) -> None:
     layer = layer_of(PLAIN["mixtral"])
-    layer.mlp.gate.register_forward_hook(lambda *_: None)
-    kept = type(layer.mlp)
     use_kernels(layer)
-    assert type(layer.mlp) is kept
+    called: list[str] = []
+    layer.get_submodule(part).register_forward_hook(lambda *_: called.append(part))
+    layer(torch.randn(1, 4, WIDTH).bfloat16(), attention_mask=torch.ones(4, WIDTH).bfloat16())
+    assert called == [part]
+
+
+@torch.no_grad()
+def test_while_it_trains_the_familys_forward_is_called() -> None:
+    layer = layer_of(PLAIN["mixtral"]).train()
+    use_kernels(layer)
+    layer.mlp.jitter_noise = 0.5
+    x_1TC, mask = torch.randn(1, 4, WIDTH).bfloat16(), torch.ones(4, WIDTH).bfloat16()
+    assert not torch.equal(layer(x_1TC, attention_mask=mask), layer(x_1TC, attention_mask=mask))
+    layer.eval()
+    assert torch.equal(layer(x_1TC, attention_mask=mask), layer(x_1TC, attention_mask=mask))
 
 
 def test_gradients_come_from_the_familys_layer() -> None:

@@ -75,18 +75,31 @@ def test_a_sum_and_its_norm_are_those_of_torch(shape: tuple[int, ...]) -> None:
     "pair",
     [
         (torch.randn(1, 3, 96), torch.randn(1, 3, 96)),
+        (torch.randn(1, 3, 96), torch.randn(1, 3, 96).bfloat16()),
         (torch.randn(1, 3, 96).bfloat16(), torch.randn(96).bfloat16()),
-        (torch.randn(3, 1, 96).bfloat16().transpose(0, 1), torch.randn(1, 3, 96).bfloat16()),
+        (torch.randn(3, 2, 96).bfloat16().transpose(0, 1), torch.randn(2, 3, 96).bfloat16()),
+        (torch.randn(2, 3, 96).bfloat16(), torch.randn(3, 2, 96).bfloat16().transpose(0, 1)),
+        (torch.randn(3, 2, 96).bfloat16().transpose(0, 1), torch.randn(3, 2, 96).bfloat16().transpose(0, 1)),
     ],
-    ids=["float32", "broadcast", "strides"],
+    ids=["float32", "two types", "broadcast", "strides of one", "of the other", "of both"],
 )
-def test_a_sum_that_the_kernel_does_not_take_is_torchs(pair: tuple[Tensor, Tensor]) -> None:
-    layer = with_weights(MixtralRMSNorm(96)).to(pair[0].dtype)
-    expected = layer(sum(pair)).view(-1, 96)
+def test_a_sum_of_other_operands_is_torchs(pair: tuple[Tensor, Tensor]) -> None:
+    layer = with_weights(MixtralRMSNorm(96))
+    expected = layer(pair[0] + pair[1]).reshape(-1, 96)
     norm.use_kernel(layer)
     total, normal = norm.add_and_normalise(*pair, layer)
     assert torch.equal(total, pair[0] + pair[1])
     torch.testing.assert_close(normal, expected)
+
+
+@torch.inference_mode()
+def test_a_hook_on_a_norm_is_called() -> None:
+    layer = with_weights(MixtralRMSNorm(96))
+    norm.use_kernel(layer)
+    called: list[bool] = []
+    layer.register_forward_hook(lambda *_: called.append(True))
+    norm.add_and_normalise(torch.randn(1, 3, 96).bfloat16(), torch.randn(1, 3, 96).bfloat16(), layer)
+    assert called
 
 
 @torch.inference_mode()
