@@ -24,8 +24,8 @@ class StandIn(nn.Module):
         self._kind = unmixed(part)
         self._give = give
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[misc]
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
         """See above."""
         return self.__dict__.get("_kind", StandIn)
 
