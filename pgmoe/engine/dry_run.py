@@ -206,8 +206,11 @@ def _packed(x: Tensor, weight: Tensor | None) -> Tensor:
 class _DryExperts:
     """Makes the tensors that PooledExperts makes at most.
 
-    By torch, all tokens have one expert in common; by kernels, as many run together as can.
+    By torch, all tokens have one expert in common; by kernels, as many run together as can. Ids are kept
+    until the next pass, as the ledger keeps them.
     """
+
+    _ids: Tensor
 
     def __init__(self, layer: ExpertLayer, expander: Expander) -> None:
         self._ffn, self._layer = layer.ffn, layer
@@ -215,6 +218,7 @@ class _DryExperts:
         self._weights = expander.weights(layer, self.stored)
 
     def __call__(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        self._ids = top_k_index
         self._by_kernels(hidden, *top_k_index.shape)
         places_R = torch.argsort(top_k_index.flatten())
         groups = TokenGroups([0], [len(places_R)], places_R, places_R // top_k_index.shape[1])

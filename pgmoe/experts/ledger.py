@@ -41,9 +41,9 @@ class Ledger:
     def num_bytes(
         num_sequences: int, num_tokens: int, experts_per_layer: Sequence[int], top_ks: Sequence[int]
     ) -> int:
-        """Most that a pass of so many takes: a table, all ids, with those looked ahead to, and a copy."""
+        """Most that a pass of so many takes beside the ids: a table, a copy, those looked ahead to."""
         table = (num_sequences + 1) * len(experts_per_layer) * (max(experts_per_layer) + 1)
-        return table + 24 * num_tokens * sum(top_ks)
+        return table + 16 * num_tokens * sum(top_ks)
 
     def begin(self, sequences: Sequence[str], num_tokens: Sequence[int]) -> None:
         """A pass of these sequences' tokens begins, so many of each in this order."""

@@ -89,7 +89,7 @@ def measure(folder: Path, num_prompt: int, num_answer: int, **options: Any) -> d
     [
         ("olmoe", 4, "160MiB", "40MiB", 1200, 16),
         pytest.param("olmoe", 4, "110MiB", "20MiB", 600, 16, marks=pytest.mark.long),
-        ("olmoe", 64, "220MiB", "60MiB", 100, 16),
+        ("olmoe", 64, "204MiB", "60MiB", 100, 16),
         pytest.param("switch", 4, "260MiB", "60MiB", 600, 100, marks=pytest.mark.long),
         ("switch", 4, "200MiB", "40MiB", 600, 20),
     ],
