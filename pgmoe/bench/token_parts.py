@@ -30,7 +30,7 @@ _METHODS: tuple[tuple[type, str, str], ...] = (
     (ExpertPool, "wait", WAITING),
     (ExpertPool, "demand", ORDERING),
     (ExpertPool, "take_stock", STOCK),
-    (ExpertPool, "_take_at_once", STOCK),
+    (ExpertPool, "take_at_once", STOCK),
     (Prefetcher, "look_ahead", GUESSING),
     (Prefetcher, "follow", GUESSING),
 )

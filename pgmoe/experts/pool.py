@@ -67,7 +67,7 @@ class ExpertPool:
         self._leased = True
         try:
             wanted = [ExpertId(layer, e) for e in experts]
-            if self._take_at_once(layer, wanted):
+            if self.take_at_once(layer, wanted):
                 yield lend_all(self, wanted, at_once)
                 return
             lease = Lease(self, layer, wanted, at_once)
@@ -166,6 +166,20 @@ class ExpertPool:
             self._stats.misses[layer] += len(coming) + len(missing)
         return ready, coming, missing
 
+    def take_at_once(self, layer: int, experts: Sequence[ExpertId]) -> bool:
+        """True, and these count as hits, if they are ready and cannot be pushed out: each expert has a slot.
+
+        False, and nothing is done, if not, or if one has turned out to be corrupt.
+        """
+        ready = all(map(self._lendable.__contains__, experts)) and not self._under_way
+        if not (self._all_fit and ready) or any(map(self._store.is_corrupt, experts)):
+            return False
+        for expert in self._unproven.intersection(experts):
+            self._count_prefetch(expert, "useful")
+        self._stats.hits[layer] += len(experts)
+        self.missed = frozenset()
+        return True
+
     def demand(self, expert: ExpertId) -> bool:
         """Start fetching a missing expert; False if no slot can be had before something arrives."""
         return self._order(expert, Urgency.DEMAND) or (
@@ -204,21 +218,6 @@ class ExpertPool:
     def unpin(self, expert: ExpertId) -> None:
         """It may go."""
         self._cache.unpin(expert)
-
-    def _take_at_once(self, layer: int, experts: Sequence[ExpertId]) -> bool:
-        """True, and these count as hits, if they are ready and cannot be pushed out: each expert has a slot.
-
-        False, and nothing is done, if not, or if one has turned out to be corrupt.
-        """
-        fit = self._all_fit and not self._under_way
-        ready = fit and all(map(self._lendable.__contains__, experts))
-        if not ready or any(map(self._store.is_corrupt, experts)):
-            return False
-        for expert in self._unproven.intersection(experts):
-            self._count_prefetch(expert, "useful")
-        self._stats.hits[layer] += len(experts)
-        self.missed = frozenset()
-        return True
 
     def _order(self, expert: ExpertId, urgency: Urgency) -> bool:
         """Reserve what the expert needs on each tier and order it; False, changing nothing, if not."""

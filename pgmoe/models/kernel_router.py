@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from pgmoe.cpu import products
 from pgmoe.cpu.kernels import MOST_EXPERTS, address, kernels
 from pgmoe.models import linear
-from pgmoe.models.mixed import mixed
-from pgmoe.models.pre_gate import PreGatedRouter, family_of, swap_family
+from pgmoe.models.mixed import mixed, unmixed
+from pgmoe.models.pre_gate import PreGatedRouter, swap_family
 
 _logger = logging.getLogger(__name__)
 _TRIES = 64
@@ -44,7 +44,7 @@ def use_kernel(router: nn.Module) -> None:
     weight, top_k = getattr(router, "weight", None), getattr(router, "top_k", None)
     if isinstance(router, _KernelRouter) or not isinstance(weight, Tensor) or not isinstance(top_k, int):
         return
-    takes_one = len(inspect.signature(family_of(router).forward).parameters) == 2  # self and tokens
+    takes_one = len(inspect.signature(unmixed(router).forward).parameters) == 2  # self and tokens
     if not takes_one or weight.ndim != 2 or not top_k <= len(weight) <= MOST_EXPERTS:
         return
     try:

@@ -54,6 +54,7 @@ def use_kernel(block: nn.Module) -> None:
             raise ValueError("it computes something else")
     except Exception as error:  # whatever it does: it is no plain block
         block.__class__ = kind
+        block.__dict__.pop("router_name", None)
         _logger.debug("%s is no plain block: %r", kind.__name__, error)
 
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from pgmoe.errors import UnsupportedModel
 from pgmoe.models.early import EarlyBlock
-from pgmoe.models.mixed import mixed
+from pgmoe.models.mixed import mixed, unmixed
 from pgmoe.models.moe_blocks import MoEBlock, moe_blocks
 from pgmoe.pre_gating import PreGating
 
@@ -157,14 +157,9 @@ def gate_map(stacks: Sequence[Sequence[MoEBlock]], level: int) -> dict[MoEBlock,
     }
 
 
-def family_of(router: nn.Module) -> Any:
-    """The class of a router before it was pre-gated."""
-    return type(router).__bases__[-1] if isinstance(router, PreGatedRouter) else type(router)
-
-
 def swap_family(router: nn.Module, make: Callable[[Any], Any]) -> None:
     """Give a router another class than its family's, made of that; if it is pre-gated, it stays so."""
-    made = make(family_of(router))
+    made = make(unmixed(router))
     router.__class__ = mixed("PreGated", PreGatedRouter, made) if isinstance(router, PreGatedRouter) else made
 
 

@@ -126,7 +126,8 @@ class Projections:
     def _output_projection(self, attended_TQV: Tensor) -> Tensor:
         """(1, T, C), of all heads."""
         layer, num_tokens = self.output, attended_TQV.shape[0]
-        if not attended_TQV.is_contiguous() or attended_TQV.dtype is not torch.bfloat16:
+        suits = attended_TQV.dtype is torch.bfloat16 and attended_TQV.is_contiguous()
+        if not suits or is_hooked(layer):
             given: Tensor = layer(attended_TQV.reshape(1, num_tokens, -1))
             return given
         out = attended_TQV.new_empty(1, num_tokens, len(layer.weight))
@@ -142,7 +143,8 @@ class Projections:
 def use_kernel(layer: nn.Module) -> None:
     """Have it take the kernel, where a trial shows that this changes nothing; any other module stays.
 
-    Its linear layers and norms have to have been given their kernels. They are not called any more.
+    Its linear layers and norms have to have been given their kernels. All but the last one are not called any
+    more.
     """
     if isinstance(layer, _KernelSelfAttention) or not _has_parts(layer):
         return
@@ -166,6 +168,7 @@ def _has_parts(layer: Any) -> bool:
         and isinstance(width := getattr(layer, "head_dim", None), int)
         and width % BLOCK == 0
         and not any(len(part.weight) % width for part in linear[:3])
+        and products.takes(linear[3].weight[:1], linear[3].weight, linear[3].bias)
         and _ARGUMENTS.issuperset(inspect.signature(type(layer).forward).parameters)
     )
 

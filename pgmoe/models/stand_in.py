@@ -26,7 +26,7 @@ class StandIn(nn.Module):
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        """See above."""
+        """The part's, not its own."""
         return self.__dict__.get("_kind", StandIn)
 
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Any:
@@ -56,8 +56,10 @@ def trial_tokens(width: int) -> Tensor:
 
 
 def bits(value: object) -> object:
-    """What can be compared to the bit (but for the sign of zero), of a tensor; anything else as it is."""
-    return (value.shape, value.dtype, value.tolist()) if isinstance(value, Tensor) else value
+    """What can be compared to the bit, of a tensor on a CPU; anything else as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.shape, value.dtype, value.flatten().view(torch.uint8).numpy().tobytes()
 
 
 def is_hooked(module: nn.Module) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -70,20 +72,25 @@ def test_a_sum_and_its_norm_are_those_of_torch(shape: tuple[int, ...]) -> None:
     assert torch.equal(added, before[1])
 
 
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(shape).bfloat16()
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize(
-    "pair",
+    "draw",
     [
-        (torch.randn(1, 3, 96), torch.randn(1, 3, 96)),
-        (torch.randn(1, 3, 96), torch.randn(1, 3, 96).bfloat16()),
-        (torch.randn(1, 3, 96).bfloat16(), torch.randn(96).bfloat16()),
-        (torch.randn(3, 2, 96).bfloat16().transpose(0, 1), torch.randn(2, 3, 96).bfloat16()),
-        (torch.randn(2, 3, 96).bfloat16(), torch.randn(3, 2, 96).bfloat16().transpose(0, 1)),
-        (torch.randn(3, 2, 96).bfloat16().transpose(0, 1), torch.randn(3, 2, 96).bfloat16().transpose(0, 1)),
+        (lambda: (drawn(2, 3, 96).float(), drawn(2, 3, 96).float())),
+        (lambda: (drawn(2, 3, 96).float(), drawn(2, 3, 96))),
+        (lambda: (drawn(2, 3, 96), drawn(96))),
+        (lambda: (drawn(3, 2, 96).transpose(0, 1), drawn(2, 3, 96))),
+        (lambda: (drawn(2, 3, 96), drawn(3, 2, 96).transpose(0, 1))),
+        (lambda: (drawn(3, 2, 96).transpose(0, 1), drawn(3, 2, 96).transpose(0, 1))),
     ],
     ids=["float32", "two types", "broadcast", "strides of one", "of the other", "of both"],
 )
-def test_a_sum_of_other_operands_is_torchs(pair: tuple[Tensor, Tensor]) -> None:
+def test_a_sum_of_other_operands_is_torchs(draw: Callable[[], tuple[Tensor, Tensor]]) -> None:
+    pair = draw()
     layer = with_weights(MixtralRMSNorm(96))
     expected = layer(pair[0] + pair[1]).reshape(-1, 96)
     norm.use_kernel(layer)

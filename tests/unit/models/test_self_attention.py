@@ -176,6 +176,18 @@ def test_a_part_that_was_hooked_is_called() -> None:
     assert type(layer) is MixtralAttention
 
 
+def test_an_output_projection_that_is_hooked_later_is_called() -> None:
+    layer = layer_of(PLAIN["mixtral"])
+    use_kernels(layer)
+    assert isinstance(layer, _KernelSelfAttention)
+    computed, hidden_1TC = Pass([3]), torch.randn(1, 3, WIDTH).bfloat16()
+    expected = computed.run(layer, hidden_1TC)[0]
+    given: list[Tensor] = []
+    layer.o_proj.register_forward_hook(lambda _module, _inputs, out: given.append(out))
+    assert torch.equal(computed.run(layer, hidden_1TC)[0], expected)
+    assert torch.equal(given[0], expected)
+
+
 @pytest.mark.parametrize("family", OTHER)
 def test_a_layer_that_does_otherwise_stays(family: str) -> None:
     kind, _ = OTHER[family]
